@@ -1,0 +1,77 @@
+"""Everything that can go wrong, and the exit code that says so.
+
+    JobError                   70  a bug in the job itself
+    |-- UsageError             64  a flag, a URI or a combination of them is wrong
+    |-- DataError              65  data set, weights, image or checkpoint is bad
+    |-- MissingInputError      66  an input does not exist or may not be read
+    |-- ConflictError          73  the output exists and belongs to another config
+    |-- OutputError            74  I/O error at the output
+    |-- TemporaryError         75  store or peer unavailable: try again
+    |-- CredentialsError       77  credentials missing, expired or refused
+    `-- ClusterError           78  environment or configuration of the cluster is wrong
+
+The codes are those of BSD's sysexits.h, so that a Kubernetes podFailurePolicy can tell a run that
+will never succeed (64, 65, 66, 73, 78) from one that is worth another try. 42 is TensorFlow's own.
+
+A message is one line that says what is wrong, where, which value was found and what to do.
+"""
+
+from typing import ClassVar
+
+
+class JobError(Exception):
+    """Root of the tree: anything the job can explain in one line."""
+
+    exit_code: ClassVar[int] = 70
+
+    def __str__(self) -> str:
+        """Return the message folded into one line, so that a log line stays a line."""
+        return " ".join(super().__str__().split())
+
+
+class UsageError(JobError):
+    """A flag, a URI or a combination of them is wrong."""
+
+    exit_code = 64
+
+
+class DataError(JobError):
+    """A data set, weights file, image or checkpoint is bad."""
+
+    exit_code = 65
+
+
+class MissingInputError(JobError):
+    """An input does not exist or may not be read."""
+
+    exit_code = 66
+
+
+class ConflictError(JobError):
+    """The output exists and belongs to another config."""
+
+    exit_code = 73
+
+
+class OutputError(JobError):
+    """Writing to the output failed."""
+
+    exit_code = 74
+
+
+class TemporaryError(JobError):
+    """A store or a peer is unavailable; the same command may succeed later."""
+
+    exit_code = 75
+
+
+class CredentialsError(JobError):
+    """Credentials are missing, expired or refused."""
+
+    exit_code = 77
+
+
+class ClusterError(JobError):
+    """The environment or the configuration of the cluster is wrong."""
+
+    exit_code = 78

@@ -1,0 +1,161 @@
+"""Bytes in, bytes out: the one seam between the job and wherever its files lie.
+
+Callers hold URIs as plain strings and hand whole objects over as bytes. Two verbs are enough for
+everything the job does: `read` an object of bounded size, and `create` one that is never
+overwritten. `create` may be repeated: finding its own bytes already there is success, which is what
+makes a restarted pod harmless.
+"""
+
+import errno
+import os
+import re
+import secrets
+from pathlib import Path
+from urllib.parse import unquote
+
+from job.errors import ConflictError, DataError, MissingInputError, OutputError, UsageError
+
+MEBIBYTE = 1024 * 1024
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:/)")
+
+
+def check_uri(uri: str, option: str) -> str:
+    """Return `uri` unchanged if the job accepts it as a place to read or write.
+
+    Accepted are local paths and `file://` URIs; the decision is made here, before any other
+    library interprets the text.
+
+    Raises:
+        UsageError: it is anything else. Text that may hold a secret is not echoed.
+    """
+    if not uri or not uri.strip():
+        raise UsageError(f"{option} is empty: give a path or a URI")
+    if any(ord(character) < 32 or ord(character) == 127 for character in uri):
+        raise UsageError(f"{option} holds a control character: give a plain path or URI")
+    if "::" in uri:
+        raise UsageError(f"{option} holds '::': chained URLs are not accepted, give one path or URI")
+    scheme = _SCHEME.match(uri)
+    if scheme is None:
+        return uri
+    if scheme.group() != "file":
+        # Only the scheme is shown: what follows may hold a key.
+        raise UsageError(
+            f"{option} has the scheme '{scheme.group()}:', which this job does not accept: "
+            "give a local path or file:///absolute/path"
+        )
+    if not uri.startswith("file:///") or "?" in uri or "#" in uri:
+        raise UsageError(
+            f"{option} is not a file URI the job understands: write file:///absolute/path, with "
+            "no host, query or fragment"
+        )
+    if ".." in unquote(uri).split("/"):
+        raise UsageError(f"{option} holds '..': write the path in full")
+    return uri
+
+
+def join(uri: str, *names: str) -> str:
+    """Return the URI of `names` below the folder `uri`."""
+    return "/".join([uri.rstrip("/"), *names])
+
+
+def local_path(uri: str) -> Path:
+    """Return the path on this machine that `uri`, a local path or a `file://` URI, names."""
+    return Path(unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri)
+
+
+def read(uri: str, limit_bytes: int) -> bytes:
+    """Return the whole object at `uri`, which may have at most `limit_bytes` bytes.
+
+    Raises:
+        MissingInputError: there is none, or it may not be read.
+        DataError: it is larger than the limit.
+        OutputError: the device failed while reading.
+    """
+    path = local_path(uri)
+    try:
+        if path.is_dir():
+            raise MissingInputError(f"{uri} is a folder, not a file: name the file in it")
+        if path.exists() and not path.is_file():
+            raise MissingInputError(f"{uri} is a device or a pipe, not a file: name a file")
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{uri} does not exist: check the path") from error
+    except (PermissionError, NotADirectoryError) as error:
+        raise MissingInputError(
+            f"{uri} cannot be read ({_reason(error)}): check the path and its permissions"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise MissingInputError(f"{uri[:80]}... is too long to be a file's name") from error
+        raise OutputError(f"reading {uri} failed: {_reason(error)}") from error
+    if len(data) > limit_bytes:
+        raise DataError(
+            f"{uri} has more than {limit_bytes // MEBIBYTE} MiB, the most this job reads of such a "
+            "file: give a smaller one"
+        )
+    return data
+
+
+def is_folder(uri: str) -> bool:
+    """Tell whether `uri` names an existing folder."""
+    return local_path(uri).is_dir()
+
+
+def create(uri: str, data: bytes) -> None:
+    """Write `data` as a new object at `uri`, whole or not at all, and on disk when this returns.
+
+    If the object is there already with the same bytes, that is success: this writer, or a twin of
+    it, wrote it before.
+
+    Raises:
+        ConflictError: the object exists with other bytes.
+        OutputError: it could not be written; what to do is in the message.
+    """
+    path = local_path(uri)
+    # A name of its own, so that two writers of one object never share a temporary file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_synced(temporary, data)
+            os.link(temporary, path)  # fails if the name exists, unlike a rename
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+    except FileExistsError as error:
+        if not path.is_file():
+            raise OutputError(
+                f"cannot write {uri}: {error.filename} is in the way and is not a file of ours; "
+                "move it or choose another --output"
+            ) from error
+        if path.stat().st_size != len(data) or path.read_bytes() != data:
+            raise ConflictError(
+                f"{uri} already exists with other content: nothing was overwritten; choose another "
+                "--run-id or --output"
+            ) from error
+        _sync_folder(path.parent)  # the writer before us may have died just before this
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {uri}: {_reason(error)}; check that the folder is writable and has room"
+        ) from error
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the new name itself must survive a power cut
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or type(error).__name__).lower()
