@@ -25,8 +25,9 @@ class JobError(Exception):
     exit_code: ClassVar[int] = 70
 
     def __str__(self) -> str:
-        """Return the message folded into one line, so that a log line stays a line."""
-        return " ".join(super().__str__().split())
+        """Return the message folded into one printable line: it may quote foreign files."""
+        line = " ".join(super().__str__().split())
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
 
 
 class UsageError(JobError):

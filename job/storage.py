@@ -11,12 +11,13 @@ import os
 import re
 import secrets
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 from job.errors import ConflictError, DataError, MissingInputError, OutputError, UsageError
 
 MEBIBYTE = 1024 * 1024
 
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:/)")
 
 
@@ -31,12 +32,20 @@ def check_uri(uri: str, option: str) -> str:
     """
     if not uri or not uri.strip():
         raise UsageError(f"{option} is empty: give a path or a URI")
-    if any(ord(character) < 32 or ord(character) == 127 for character in uri):
+    decoded = unquote(uri) if uri.startswith("file:") else uri
+    if any(ord(character) < 32 or ord(character) == 127 for character in decoded):
         raise UsageError(f"{option} holds a control character: give a plain path or URI")
     if "::" in uri:
-        raise UsageError(f"{option} holds '::': chained URLs are not accepted, give one path or URI")
+        raise UsageError(
+            f"{option} holds '::': chained URLs are not accepted, give one path or URI"
+        )
     scheme = _SCHEME.match(uri)
     if scheme is None:
+        if "://" in uri:  # as a path it would be echoed, with whatever key it holds
+            raise UsageError(
+                f"{option} holds '://' but is no URI this job accepts: give a local path or "
+                "file:///absolute/path"
+            )
         return uri
     if scheme.group() != "file":
         # Only the scheme is shown: what follows may hold a key.
@@ -49,19 +58,28 @@ def check_uri(uri: str, option: str) -> str:
             f"{option} is not a file URI the job understands: write file:///absolute/path, with "
             "no host, query or fragment"
         )
-    if ".." in unquote(uri).split("/"):
+    if ".." in decoded.split("/"):
         raise UsageError(f"{option} holds '..': write the path in full")
     return uri
 
 
 def join(uri: str, *names: str) -> str:
     """Return the URI of `names` below the folder `uri`."""
-    return "/".join([uri.rstrip("/"), *names])
+    root = "file://" if uri == "file:///" else uri.rstrip("/")
+    return "/".join([root, *names])
+
+
+def beside(uri: str, name: str) -> str:
+    """Return the URI of `name` in the folder that the object `uri` lies in."""
+    folder, slash, _ = uri.rpartition("/")
+    return f"{folder}{slash}{name}"
 
 
 def local_path(uri: str) -> Path:
     """Return the path on this machine that `uri`, a local path or a `file://` URI, names."""
-    return Path(unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri)
+    if uri.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+    return Path(uri)
 
 
 def read(uri: str, limit_bytes: int) -> bytes:
@@ -87,6 +105,8 @@ def read(uri: str, limit_bytes: int) -> bytes:
             f"{uri} cannot be read ({_reason(error)}): check the path and its permissions"
         ) from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise MissingInputError(f"{uri} is a link that leads to itself: check it") from error
         if error.errno == errno.ENAMETOOLONG:
             raise MissingInputError(f"{uri[:80]}... is too long to be a file's name") from error
         raise OutputError(f"reading {uri} failed: {_reason(error)}") from error
@@ -99,8 +119,28 @@ def read(uri: str, limit_bytes: int) -> bytes:
 
 
 def is_folder(uri: str) -> bool:
-    """Tell whether `uri` names an existing folder."""
-    return local_path(uri).is_dir()
+    """Tell whether `uri` names a folder; of one that can't be seen, `read` tells the reason."""
+    try:
+        return local_path(uri).is_dir()
+    except OSError:
+        return False
+
+
+def exists(uri: str) -> bool:
+    """Tell whether anything lies at `uri`, readable or not.
+
+    Raises:
+        MissingInputError: that can't be seen, which is not to say that there is nothing.
+    """
+    try:
+        os.lstat(local_path(uri))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise MissingInputError(
+            f"{uri} cannot be looked for ({_reason(error)}): check the path and its permissions"
+        ) from error
+    return True
 
 
 def create(uri: str, data: bytes) -> None:
@@ -114,32 +154,59 @@ def create(uri: str, data: bytes) -> None:
         OutputError: it could not be written; what to do is in the message.
     """
     path = local_path(uri)
+    if not path.name:
+        raise OutputError(f"cannot write {uri}: it names a folder; name a file in it")
     # A name of its own, so that two writers of one object never share a temporary file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         try:
             _write_synced(temporary, data)
             os.link(temporary, path)  # fails if the name exists, unlike a rename
+        except FileExistsError:
+            _check_same(path, uri, data)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        _sync_folder(path.parent)  # even if found: its writer may have died just before this
     except FileExistsError as error:
-        if not path.is_file():
-            raise OutputError(
-                f"cannot write {uri}: {error.filename} is in the way and is not a file of ours; "
-                "move it or choose another --output"
-            ) from error
-        if path.stat().st_size != len(data) or path.read_bytes() != data:
-            raise ConflictError(
-                f"{uri} already exists with other content: nothing was overwritten; choose another "
-                "--run-id or --output"
-            ) from error
-        _sync_folder(path.parent)  # the writer before us may have died just before this
+        raise OutputError(
+            f"cannot write {uri}: {error.filename} is in the way and is not a folder; move it or "
+            "choose another --output"
+        ) from error
+    except OSError as error:
+        advice = "check that the folder is writable and has room"
+        if error.errno in _NO_HARD_LINKS:
+            advice = "if its file system has no hard links (SMB, some FUSE), choose one that has"
+        raise OutputError(f"cannot write {uri}: {_reason(error)}; {advice}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder` and those above it, their names on disk when this returns."""
+    above = folder.parent
+    if folder != above and not folder.is_dir():
+        _make_folder(above)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(above)
+
+
+def _check_same(path: Path, uri: str, data: bytes) -> None:
+    if not path.is_file():
+        raise OutputError(
+            f"cannot write {uri}: {path} is in the way and is not a file of ours; move it or "
+            "choose another --output"
+        )
+    try:
+        same = path.stat().st_size == len(data) and path.read_bytes() == data
     except OSError as error:
         raise OutputError(
-            f"cannot write {uri}: {_reason(error)}; check that the folder is writable and has room"
+            f"{uri} exists already, but cannot be compared ({_reason(error)}): nothing was "
+            "overwritten; check its permissions"
         ) from error
+    if not same:
+        raise ConflictError(
+            f"{uri} already exists with other content: nothing was overwritten; choose another "
+            "--run-id or --output"
+        )
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -1,0 +1,44 @@
+"""Random transforms of training images, as tensor ops.
+
+Each is a function of the images and a seed alone (counter-based generators: Salmon et al.,
+"Parallel random numbers: as easy as 1, 2, 3", 2011), so a resumed run draws what an unbroken one
+would have drawn.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+MAX_SHIFT = 2  # pixels; MNIST digits keep a border of four
+
+
+def none(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Return `images` as they are."""
+    del seed
+    return images
+
+
+def shift(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Move each image by up to `MAX_SHIFT` pixels each way, filling with zeros.
+
+    Args:
+        images: any number type, shape (examples, height, width) or (examples, height, width,
+            channels); all but the first may not be unknown.
+        seed: int32, shape (2,); the same seed gives the same shifts.
+
+    Returns:
+        Moved images of the same shape and type.
+    """
+    examples, height, width = images.shape[:3]
+    margins = [[0, 0], [MAX_SHIFT, MAX_SHIFT], [MAX_SHIFT, MAX_SHIFT]]
+    padded = tf.pad(images, margins + [[0, 0]] * (images.shape.rank - 3))
+    offsets = tf.random.stateless_uniform(
+        (2, examples, 1), seed, minval=0, maxval=2 * MAX_SHIFT + 1, dtype=tf.int32
+    )
+    rows = offsets[0] + tf.range(height)
+    columns = offsets[1] + tf.range(width)
+    moved = tf.gather(padded, rows, axis=1, batch_dims=1)
+    return tf.gather(moved, columns, axis=2, batch_dims=1)
+
+
+TRANSFORMS: dict[str, Callable[[tf.Tensor, tf.Tensor], tf.Tensor]] = {"none": none, "shift": shift}

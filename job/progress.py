@@ -1,0 +1,111 @@
+"""What a run says while it works: a few lines for a person, or one JSON object a line."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+LogFormat = Literal["auto", "text", "json"]
+
+
+class Progress:
+    """Reports events of a run, each in the one format chosen at the start.
+
+    An event has a name and fields; for a person the fields are put into a sentence, for a log
+    collector they are a JSON object with time and level.
+    """
+
+    def __init__(self, log_format: str = "auto", stream: TextIO | None = None) -> None:
+        """Write to `stream` (standard output); `auto` means text on a terminal, else JSON."""
+        self._stream = stream or sys.stdout
+        self._text = log_format == "text" or (log_format == "auto" and self._stream.isatty())
+
+    def event(self, name: str, **details: Any) -> None:
+        """Report the event `name`; `details` must be JSON-serialisable."""
+        if self._text:
+            sentence = _SENTENCES[name](details)
+            if sentence:
+                write_line(self._stream, sentence)
+        else:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            fields = {"time": now, "level": "info", "event": name, **details}
+            write_line(self._stream, json.dumps(fields, allow_nan=False))
+
+
+def write_line(stream: TextIO, line: str) -> None:
+    """Write `line` to `stream`, whatever the stream can show and whether or not anyone reads it."""
+    encoding = stream.encoding or "utf-8"  # which may lack signs that a path has
+    line = line.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:  # nobody reads any more, which is no reason to stop a run
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _loaded(details: Mapping[str, Any]) -> str:
+    shape = " x ".join(map(str, details["image_shape"]))
+    return (
+        f"data       {details['uri']}: {details['train_examples']:,} training and "
+        f"{details['test_examples']:,} test images, {shape} pixels, {details['classes']} classes"
+    )
+
+
+def _started(details: Mapping[str, Any]) -> str:
+    attempt = f", attempt {details['attempt']}" if details["attempt"] > 1 else ""
+    return f"run        {details['run']}{attempt}"
+
+
+def _device_chosen(details: Mapping[str, Any]) -> str:
+    return f"device     {', '.join(details['devices'])} ({details['cores']} cores)"
+
+
+def _compiled(details: Mapping[str, Any]) -> str:
+    return (
+        f"model      {details['model']}, {details['parameters']:,} parameters, "
+        f"compiled in {details['seconds']:.1f} s"
+    )
+
+
+def _epoch(details: Mapping[str, Any]) -> str:
+    return (
+        f"epoch {details['epoch']:>{len(str(details['epochs']))}}/{details['epochs']}"
+        f"   loss {details['loss']:.4f}   accuracy {details['accuracy']:.4f}"
+        f"   {details['images_per_second']:>9,.0f} images/s"
+    )
+
+
+def _complete(details: Mapping[str, Any]) -> str:
+    low, high = details["accuracy_interval_95"]
+    lines = [
+        "",
+        (
+            f"accuracy   {details['accuracy']:.4f} on {details['examples']:,} test images "
+            f"(95 % interval {low:.4f} to {high:.4f})"
+        ),
+        (
+            f"time       {details['total_seconds']:.1f} s, {details['train_seconds']:.1f} s of "
+            "them in the training loop"
+        ),
+        f"files      {details['run']}/",
+        *(f"             {path}" for path in details["files"]),
+    ]
+    return "\n".join(lines)
+
+
+def _already_complete(details: Mapping[str, Any]) -> str:
+    return (
+        f"run        {details['run']} is complete already; nothing was done\n{_complete(details)}"
+    )
+
+
+_SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "data_loaded": _loaded,
+    "attempt_started": _started,
+    "device_chosen": _device_chosen,
+    "compiled": _compiled,
+    "epoch": _epoch,
+    "complete": _complete,
+    "already_complete": _already_complete,
+}

@@ -1,0 +1,141 @@
+"""One run, from config to published: read it like a table of contents.
+
+TensorFlow takes seconds to import, so everything that can be wrong without it is found out before:
+a finished run, bad data, an output that can't be written. The rooms that need TensorFlow are
+imported after that.
+"""
+
+import os
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from job import __version__, data, publishing, runtime
+from job.cluster import Cluster
+from job.config import RunConfig
+from job.progress import Progress
+
+if TYPE_CHECKING:
+    from job.strategy import Devices
+
+SCHEMA_VERSION = 1
+
+
+def train_run(config: RunConfig, cluster: Cluster, progress: Progress) -> dict[str, Any]:
+    """Train, evaluate and publish the run that `config` names, and return its metrics.
+
+    A run that is complete already is left as it is.
+
+    Raises:
+        JobError: whatever went wrong; nothing that exists was overwritten.
+    """
+    if (document := publishing.finished(config)) is not None:
+        progress.event("already_complete", **_summary(config, document))
+        return document
+
+    started = datetime.now(UTC).isoformat(timespec="milliseconds")
+    watch = runtime.Stopwatch()
+    dataset = data.load(config.data)
+    config.check_examples(len(dataset.x_train))
+    progress.event("data_loaded", **dataset.facts())
+    attempt = publishing.claim(config, dataset.fingerprint, cluster, started)
+    progress.event("attempt_started", run=config.run_uri, attempt=attempt)
+    load_seconds = watch.lap()
+
+    runtime.prepare_tensorflow(runtime.available_cores())
+    runtime.import_tensorflow()
+    from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
+
+    import_seconds = watch.lap()
+    chosen = strategy.choose(config.strategy)
+    environment = _environment(strategy.describe(chosen), cluster)
+    progress.event("device_chosen", devices=environment["devices"], cores=environment["cores"])
+    with chosen.scope():
+        net = model.build(
+            config.model,
+            dataset.image_shape,
+            dataset.classes,
+            seed=config.seed,
+            precision=config.precision,
+        )
+    trained = training.train(net, dataset, config, chosen, progress)
+
+    watch.lap()
+    scores = evaluation.evaluate(net, dataset.x_test, dataset.y_test)
+    evaluate_seconds = watch.lap()
+    final = model.for_publishing(net)
+    files = {
+        publishing.WEIGHTS: weights.to_hdf5(final),
+        publishing.ARCHIVE: weights.to_keras_archive(final),
+    }
+    artifacts = publishing.publish(config.run_uri, files)
+    publish_seconds = watch.lap()
+    used = runtime.usage()
+    document = publishing.complete(
+        config,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": config.run_id,
+            "status": "complete",
+            "started": started,
+            "attempts": attempt,
+            "config_sha256": config.digest,
+            "config": config.identity,
+            "model": {"name": config.model, "parameters": net.count_params()},
+            "data": dataset.facts(),
+            "test": asdict(scores),
+            "train": {
+                "epochs": trained.epochs,
+                "steps": trained.steps,
+                "history": [asdict(epoch) for epoch in trained.history],
+            },
+            "timing": {
+                "import_seconds": import_seconds,
+                "load_seconds": load_seconds,
+                "compile_seconds": trained.compile_seconds,
+                "train_seconds": trained.train_seconds,
+                "evaluate_seconds": evaluate_seconds,
+                "publish_seconds": publish_seconds,
+                "total_seconds": used.wall_seconds,
+                "images_per_second": trained.images_per_second,
+            },
+            "resources": {
+                "peak_memory_mib": used.peak_memory_mib,
+                "cpu_seconds": used.cpu_seconds,
+            },
+            "environment": environment,
+            "artifacts": [asdict(artifact) for artifact in artifacts],
+        },
+    )
+    progress.event("complete", **_summary(config, document))
+    return document
+
+
+def _environment(devices: "Devices", cluster: Cluster) -> dict[str, Any]:
+    return {
+        "job_version": __version__,
+        "git_commit": runtime.git_commit(os.environ),
+        "python": platform.python_version(),
+        "tensorflow": devices.tensorflow,
+        "keras": devices.keras,
+        "platform": runtime.platform_name(),
+        "cores": runtime.available_cores(),
+        "strategy": devices.strategy,
+        "devices": list(devices.devices),
+        **asdict(cluster),
+    }
+
+
+def _summary(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
+    """Return what a person wants to know first of a complete run."""
+    return {
+        "run": config.run_uri,
+        "accuracy": document["test"]["accuracy"],
+        "accuracy_interval_95": document["test"]["accuracy_interval_95"],
+        "examples": document["test"]["examples"],
+        "total_seconds": document["timing"]["total_seconds"],
+        "train_seconds": document["timing"]["train_seconds"],
+        "images_per_second": document["timing"]["images_per_second"],
+        "files": [*(artifact["path"] for artifact in document["artifacts"]), publishing.METRICS],
+    }

@@ -1,0 +1,288 @@
+"""The command line: every flag, every bad value, one line and the right code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+
+from job import cli, run, scoring
+
+TRAIN_FLAGS = [
+    "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
+    "seed", "weight-decay", "label-smoothing", "augment", "strategy", "precision", "log",
+]  # fmt: skip
+EVALUATE_FLAGS = ["weights", "data", "model", "output"]
+PREDICT_FLAGS = ["weights", "data", "model", "num-images", "start", "image", "figure"]
+
+
+def assert_one_line(finished, code, *words):
+    assert finished.code == code, finished
+    assert finished.out == ""
+    assert finished.err.count("\n") == 1
+    assert finished.err.startswith("mnist-job: error: ")
+    assert finished.err.endswith(f"(exit {code})\n")
+    for word in words:
+        assert word in finished.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ("--epochs 0", "--epochs"),
+        ("--epochs -1", "-1"),
+        ("--epochs 10001", "10001"),
+        ("--epochs 1.5", "1.5"),
+        ("--epochs nan", "nan"),
+        ("--epochs ten", "ten"),
+        ("--batch-size 0", "--batch-size"),
+        ("--batch-size -32", "-32"),
+        ("--batch-size 65537", "65537"),
+        ("--batch-size 1e3", "1e3"),
+        ("--learning-rate 0", "--learning-rate"),
+        ("--learning-rate -0.1", "-0.1"),
+        ("--learning-rate nan", "nan"),
+        ("--learning-rate inf", "inf"),
+        ("--learning-rate 11", "11"),
+        ("--learning-rate fast", "fast"),
+        ("--weight-decay -1", "--weight-decay"),
+        ("--weight-decay nan", "nan"),
+        ("--label-smoothing -0.1", "--label-smoothing"),
+        ("--label-smoothing 1", "--label-smoothing"),
+        ("--label-smoothing nan", "nan"),
+        ("--seed -1", "--seed"),
+        ("--seed 2147483648", "2147483648"),
+        ("--seed x", "'x'"),
+        ("--model resnet", "resnet"),
+        ("--schedule step", "step"),
+        ("--augment flip", "flip"),
+        ("--strategy tpu", "tpu"),
+        ("--precision float8", "float8"),
+        ("--log loud", "loud"),
+        ("--run-id a/b", "a/b"),
+        ("--run-id ..", "--run-id"),
+        ("--run-id champion", "champion"),
+        ("--output http://somewhere/x", "http:"),
+        ("--output file:relative", "file"),
+        ("--data ftp://somewhere/x", "ftp:"),
+        ("--data simplecache::x", "::"),
+        ("--no-such-flag", "--no-such-flag"),
+        ("surplus", "surplus"),
+    ],
+)
+def test_bad_training_flags(command, tmp_path, monkeypatch, flags, word):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(command("train", *flags.split()), 64, word)
+    assert not list(tmp_path.iterdir())  # found out before anything was written
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["evaluate"], "--weights"),
+        (["evaluate", "--weights", ""], "--weights"),
+        (["evaluate", "--weights", "x", "--data", ""], "--data"),
+        (["evaluate", "--weights", "x", "--output", "http://x/y"], "--output"),
+        (["predict", "--weights", "x", "--num-images", "0"], "--num-images"),
+        (["predict", "--weights", "x", "--num-images", "100001"], "100001"),
+        (["predict", "--weights", "x", "--start", "-1"], "--start"),
+        (["predict", "--weights", "x", "--figure", "http://x/y"], "--figure"),
+        (["predict", "--weights", "x", "--image", "zip://x"], "--image"),
+        (["predict", "--weights", "x", "--num-images", "401", "--figure", "x.png"], "401"),
+        (["publish"], "publish"),
+    ],
+)
+def test_bad_use_of_the_other_commands(command, words, word):
+    assert_one_line(command(*words), 64, word)
+
+
+def test_flag_from_the_environment_is_checked_as_well(command, monkeypatch):
+    monkeypatch.setenv("MNIST_JOB_EPOCHS", "0")
+    assert_one_line(command("train"), 64, "--epochs", "0")
+    monkeypatch.setenv("MNIST_JOB_EPOCHS", "many")
+    assert_one_line(command("train"), 64, "MNIST_JOB_EPOCHS", "many")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("train", TRAIN_FLAGS), ("evaluate", EVALUATE_FLAGS), ("predict", PREDICT_FLAGS)],
+)
+def test_help_lists_every_flag_with_its_variable(command, name, flags):
+    text = " ".join(command(name, "--help").out.split())
+    for flag in flags:
+        assert f"--{flag} " in text
+        assert f"MNIST_JOB_{flag.upper().replace('-', '_')}" in text
+    listed = set(re.findall(r"--([a-z-]+)", text)) - {"help"}
+    assert listed == set(flags)  # a new flag belongs into this test, and into the README
+
+
+@pytest.mark.parametrize("flag", sorted({*TRAIN_FLAGS, *EVALUATE_FLAGS, *PREDICT_FLAGS}))
+def test_readme_names_every_flag(flag):
+    assert f"`--{flag}" in (REPOSITORY / "README.md").read_text()
+
+
+def test_every_variable_reaches_the_config(command, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config))
+    values = {
+        "data": "d.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
+        "batch_size": 5, "learning_rate": 0.5, "schedule": "cosine", "seed": 9,
+        "weight_decay": 0.5, "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu",
+        "precision": "mixed_bfloat16",
+    }  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))
+    assert command("train").code == 0
+    assert {name: getattr(seen[0], name) for name in values} == values
+
+
+def test_run_is_named_after_the_kubernetes_job(command, monkeypatch):
+    seen = []
+    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config.run_id))
+    command("train")
+    monkeypatch.setenv("K8S_JOB_NAME", "train-28412345")
+    command("train")
+    command("train", "--run-id", "mine")
+    assert re.fullmatch(r"mlp-\d{8}-\d{6}-[0-9a-f]{4}", seen[0])
+    assert seen[1:] == ["train-28412345", "mine"]
+
+
+def test_version(command):
+    assert command("--version").out == "mnist-job 0.1.0\n"
+
+
+def test_without_a_command_shows_the_help(command):
+    assert "train" in command().out
+
+
+def test_completion_script_is_there():
+    environment = os.environ | {"_MNIST_JOB_COMPLETE": "source_bash"}
+    asked = subprocess.run(
+        [sys.executable, "-m", "job"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "_MNIST_JOB_COMPLETE=complete_bash" in asked.stdout
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "last_line"),
+    [(ZeroDivisionError(), 70, "bug"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_what_nobody_foresaw(command, monkeypatch, raised, code, last_line):
+    def fail(*_):
+        raise raised
+
+    monkeypatch.setattr(run, "train_run", fail)
+    failed = command("train")
+    assert failed.code == code
+    assert last_line in failed.err.splitlines()[-1]
+    assert ("Traceback" in failed.err) == (code == 70)
+
+
+def test_reader_that_leaves_early_is_no_error(trained, small_mnist):
+    words = f"predict --weights {trained} --data {small_mnist} --num-images 505"
+    piped = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m job {words} | true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (piped.returncode, piped.stderr) == (0, "")
+
+
+def test_training_off_a_terminal_logs_one_json_object_a_line(small_mnist, tmp_path):
+    flags = ["--data", small_mnist, "--output", tmp_path, "--epochs", "2", "--run-id", "logged"]
+    logged = subprocess.run(
+        [sys.executable, "-m", "job", "train", *flags], capture_output=True, text=True, check=True
+    )
+    events = [json.loads(line) for line in logged.stdout.splitlines()]
+    assert [event["event"] for event in events] == [
+        "data_loaded", "attempt_started", "device_chosen", "compiled", "epoch", "epoch", "complete"
+    ]  # fmt: skip
+    assert all({"time", "level"} <= event.keys() for event in events)
+    assert events[-1]["run"] == str(tmp_path / "logged")
+    assert logged.stderr == ""  # TensorFlow's own chatter is kept out
+
+
+def test_training_says_what_a_person_wants_to_know(small_mnist, tmp_path, command):
+    flags = ["--data", small_mnist, "--output", tmp_path, "--epochs", 1, "--run-id", "told"]
+    told = command("train", *flags, "--log", "text").out
+    published = json.loads((tmp_path / "told" / "metrics.json").read_text())
+    assert f"accuracy   {published['test']['accuracy']:.4f} on 505 test images" in told
+    assert f"files      {tmp_path}/told/" in told
+    assert "model_weights.h5" in told
+    assert re.search(r"^time +\d+\.\d s", told, re.MULTILINE)
+
+
+def bad_inputs(tmp_path):
+    """Return words to append to a command, by the code they must lead to."""
+    file = tmp_path / "file"
+    file.write_bytes(b"<!DOCTYPE html><title>404</title>")
+    empty = tmp_path / "empty"
+    empty.write_bytes(b"")
+    return {
+        65: [["--data", file], ["--data", empty], ["--weights", file], ["--weights", empty],
+             ["--image", file], ["--image", empty]],
+        66: [["--data", tmp_path / "nowhere.npz"], ["--data", tmp_path],
+             ["--weights", tmp_path / "nowhere.h5"], ["--weights", tmp_path],
+             ["--image", tmp_path / "nowhere.png"], ["--image", tmp_path]],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [65, 66])
+def test_bad_inputs_from_end_to_end(command, tmp_path, trained, small_mnist, code):
+    """The loaders' own tests know every kind of damage; this one sees that codes come through."""
+    for words in bad_inputs(tmp_path)[code]:
+        name = "train" if words[0] == "--data" else "predict"
+        good = ["--output", tmp_path / "out"] if name == "train" else ["--data", small_mnist]
+        if words[0] == "--image":
+            good += ["--weights", trained]
+        failed = command(name, *good, *words)
+        assert_one_line(failed, code, str(words[1]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_batch_larger_than_the_data(command, small_mnist, tmp_path):
+    flags = ["--data", small_mnist, "--output", tmp_path / "out", "--batch-size", 2001]
+    failed = command("train", *flags, "--log", "text")
+    assert_one_line(failed, 64, "2,001", "2,000")
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_that_cannot_be_written(command, small_mnist, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    flags = ["--data", small_mnist, "--log", "text", "--run-id", "x"]
+    failed = command("train", *flags, "--output", blocked)
+    assert failed.code == 74
+    assert str(blocked) in failed.err
+    assert failed.err.count("\n") == 1
+    assert blocked.read_text() == "in the way"
+
+
+def test_gpu_that_is_not_there(command, small_mnist, tmp_path):
+    flags = ["--data", small_mnist, "--output", tmp_path, "--log", "text"]
+    failed = command("train", *flags, "--strategy", "gpu")
+    assert failed.code == 78
+    assert failed.err.count("\n") == 1
+
+
+def test_codes_of_the_command_line_are_named_once():
+    assert cli.EXIT_BUG == 70
+    assert cli.EXIT_INTERRUPTED == 130
+
+
+def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small_mnist, tmp_path):
+    published = json.loads((trained / "metrics.json").read_text())["test"]
+    report = tmp_path / "deep" / "report.json"
+    words = ["--weights", trained / "model_weights.h5", "--data", small_mnist]
+    done = command("evaluate", *words, "--output", report)
+    assert done.out.startswith(f"test accuracy: {published['accuracy']:.4f}")
+    assert f"test loss: {published['loss']:.4f}\n" in done.out
+    assert json.loads(report.read_text())["test"] == published
+    into_folder = command("evaluate", *words, "--output", tmp_path)
+    assert f"{tmp_path}/{scoring.REPORT}" in into_folder.out
+    again = command("evaluate", *words, "--output", report)
+    assert again.code == 73  # an evaluation is not overwritten either

@@ -1,0 +1,261 @@
+"""A config that exists is valid; one that is not names the flag and the value that are wrong."""
+
+import hashlib
+import math
+import re
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from job.config import (
+    EMBEDDED_DATA,
+    RESERVED_RUN_IDS,
+    RunConfig,
+    check_data,
+    check_run_id,
+    fresh_run_id,
+)
+from job.errors import UsageError
+
+CONFIG = RunConfig(run_id="r1", epochs=10, seed=0)
+FIELDS = [field.name for field in fields(RunConfig)]
+NOT_IDENTITY = {"output", "run_id", "strategy"}
+
+# A legal value of each field that differs from the default.
+OTHER: dict[str, Any] = {
+    "output": "elsewhere",
+    "run_id": "r2",
+    "data": "other.npz",
+    "strategy": "cpu",
+    "precision": "mixed_bfloat16",
+    "seed": 99,
+    "epochs": 77,
+    "batch_size": 7,
+    "learning_rate": 0.0123,
+    "schedule": "cosine",
+    "weight_decay": 0.0456,
+    "label_smoothing": 0.789,
+    "augment": "shift",
+}
+ONLY_ONE_CHOICE = {"model"}
+
+WRONG: list[tuple[str, Any]] = [
+    *[("epochs", value) for value in (0, -1, 10_001, 2**63, 1.0, 1.5, True, "3", None, math.nan)],
+    *[("batch_size", value) for value in (0, -64, 65_537, 64.0, True, False, "64", None)],
+    *[("seed", value) for value in (-1, 2**31, -(2**31), 0.0, True, False, "0", None, math.inf)],
+    *[("learning_rate", value) for value in (0.0, -1e-9, 10.001, 1e300)],
+    *[("learning_rate", value) for value in (math.nan, math.inf, -math.inf)],
+    *[("weight_decay", value) for value in (-1e-9, 10.001, math.nan, math.inf, -math.inf)],
+    *[("label_smoothing", value) for value in (-1e-9, 0.9001, 1.0, math.nan, math.inf, -math.inf)],
+    *[("model", value) for value in ("", "MLP", "mlp ", "cnn", None, 1)],
+    *[("strategy", value) for value in ("", "tpu", "GPU", "cpu,gpu", None, True)],
+    *[("precision", value) for value in ("", "float16", "float64", "bfloat16", None)],
+    *[("schedule", value) for value in ("", "step", "Cosine", None, 0)],
+    *[("augment", value) for value in ("", "flip", "True", None, True, False)],
+]
+WRONG_TYPE_OF_REAL: list[tuple[str, Any]] = [
+    (field, value)
+    for field in ("learning_rate", "weight_decay", "label_smoothing")
+    for value in ("0.1", "", None, True, False, [0.1], 1j, 10**400)
+]
+BOUNDARIES: list[tuple[str, Any]] = [
+    ("epochs", 1),
+    ("epochs", 10_000),
+    ("batch_size", 1),
+    ("batch_size", 65_536),
+    ("seed", 0),
+    ("seed", 2**31 - 1),
+    ("learning_rate", 1e-12),
+    ("learning_rate", 10.0),
+    ("weight_decay", 0.0),
+    ("weight_decay", 10.0),
+    ("label_smoothing", 0.0),
+    ("label_smoothing", 0.9),
+]
+
+BAD_RUN_IDS = [
+    *("", " ", ".", "..", "...", "-", "_", "-a", "a-", ".a", "a.", "_a", "a_", "a b", " a", "a "),
+    *("a/b", "/a", "a/", "a\\b", "../a", "a/../b", "a\n", "\na", "a\0b", "a:b", "a%2fb", "~"),
+    *(
+        "é",
+        "\uff41",
+        "\u0661",
+        "a\u200bb",
+        "*",
+        "a?",
+        "a#b",
+        "a@b",
+        "s3://b/k",
+        "x" * 64,
+        "x" * 100_000,
+    ),
+    *RESERVED_RUN_IDS,
+]
+GOOD_RUN_IDS = ["a", "0", "A-1", "a..b", "a.b_c-d", "x" * 63, "mnist-nightly-29384710", "Champion"]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda value: repr(value)[:20])
+def test_a_wrong_value_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError) as caught:
+        replace(CONFIG, **{field: value})
+    assert str(caught.value).startswith(f"--{field.replace('_', '-')} must be ")
+    assert str(caught.value).endswith(f"not {value!r}")
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG_TYPE_OF_REAL, ids=lambda value: repr(value)[:20])
+def test_a_value_that_is_no_real_number_is_refused_by_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^--{field.replace('_', '-')} must be "):
+        replace(CONFIG, **{field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), BOUNDARIES)
+def test_boundaries_are_accepted(field: str, value: Any) -> None:
+    assert getattr(replace(CONFIG, **{field: value}), field) == value
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - ONLY_ONE_CHOICE))
+def test_other_legal_values_are_accepted(field: str) -> None:
+    changed = replace(CONFIG, **{field: OTHER[field]})
+    assert getattr(changed, field) == OTHER[field] != getattr(CONFIG, field)
+
+
+@pytest.mark.parametrize(
+    ("field", "flag"), [("output", "--output"), ("data", "--data")], ids=["output", "data"]
+)
+@pytest.mark.parametrize("uri", ["", " ", "s3://user:s3cr3t@b/k", "a::b", "a\nb", "file://h/x"])
+def test_a_wrong_uri_is_refused_by_name_without_echo(field: str, flag: str, uri: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        replace(CONFIG, **{field: uri})
+    assert str(caught.value).startswith(f"{flag} ")
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_the_embedded_data_set_needs_no_uri() -> None:
+    assert check_data(EMBEDDED_DATA) == EMBEDDED_DATA
+    assert check_data("some/where.npz") == "some/where.npz"
+
+
+@pytest.mark.parametrize("run_id", BAD_RUN_IDS, ids=lambda run_id: ascii(run_id)[:20])
+def test_a_bad_run_id_is_refused(run_id: str) -> None:
+    with pytest.raises(UsageError, match=r"^--run-id ") as caught:
+        replace(CONFIG, run_id=run_id)
+    assert repr(run_id[:80]) in str(caught.value) or not run_id.isascii()
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("run_id", GOOD_RUN_IDS)
+def test_a_good_run_id_is_accepted(run_id: str) -> None:
+    assert check_run_id(run_id) == run_id
+    assert replace(CONFIG, output="out", run_id=run_id).run_uri == f"out/{run_id}"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text() | st.from_regex(r"[A-Za-z0-9._/-]{1,70}"))
+def test_an_accepted_run_id_is_one_harmless_path_segment(run_id: str) -> None:
+    try:
+        accepted = check_run_id(run_id)
+    except UsageError:
+        return
+    assert accepted == run_id
+    assert set(accepted) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+    assert accepted not in {".", "..", "champion"}
+    assert 1 <= len(accepted) <= 63
+    assert accepted[0].isalnum()
+    assert accepted[-1].isalnum()
+
+
+def test_a_fresh_run_id_is_legal_readable_and_new() -> None:
+    made = [fresh_run_id("mlp") for _ in range(4)]
+    assert [check_run_id(run_id) for run_id in made] == made
+    assert all(re.fullmatch(r"mlp-\d{8}-\d{6}-[0-9a-f]{4}", run_id) for run_id in made)
+    assert len(set(made)) > 1  # all four alike: once in 10^14, were it a second apart or not
+
+
+def test_identity_is_everything_but_place_and_device() -> None:
+    assert set(CONFIG.identity) == set(FIELDS) - NOT_IDENTITY
+    assert CONFIG.identity.items() <= asdict(CONFIG).items()
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - ONLY_ONE_CHOICE))
+def test_the_digest_changes_with_what_is_trained_and_with_nothing_else(field: str) -> None:
+    changed = replace(CONFIG, **{field: OTHER[field]})
+    assert (changed.digest == CONFIG.digest) == (field in NOT_IDENTITY)
+
+
+def test_the_digest_is_pinned() -> None:
+    """Runs already begun know it by this text: a change here orphans them, and should mean to."""
+    config = RunConfig(
+        output="anywhere",
+        run_id="any",
+        strategy="gpu",
+        data="mnist",
+        model="mlp",
+        precision="float32",
+        seed=7,
+        epochs=3,
+        batch_size=128,
+        learning_rate=0.001,
+        schedule="cosine",
+        weight_decay=0.5,
+        label_smoothing=0.05,
+        augment="shift",
+    )
+    canonical = (
+        b'{"augment":"shift","batch_size":128,"data":"mnist","epochs":3,"label_smoothing":0.05,'
+        b'"learning_rate":0.001,"model":"mlp","precision":"float32","schedule":"cosine","seed":7,'
+        b'"weight_decay":0.5}'
+    )
+    assert config.digest == hashlib.sha256(canonical).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "same"),
+    [("learning_rate", 1.0, 1), ("label_smoothing", 0.0, 0), ("label_smoothing", 0.0, -0.0)],
+)
+def test_equal_configs_have_equal_digests(field: str, one: float, same: float) -> None:
+    first, second = replace(CONFIG, **{field: one}), replace(CONFIG, **{field: same})
+    assert first == second
+    assert first.digest == second.digest
+
+
+def test_a_config_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        CONFIG.epochs = 2  # type: ignore[misc]
+
+
+def test_a_batch_may_be_all_examples_but_not_more() -> None:
+    config = replace(CONFIG, batch_size=1_234)
+    config.check_examples(1_234)
+    with pytest.raises(UsageError, match=r"--batch-size 1,234 .*the 1,233 training examples"):
+        config.check_examples(1_233)
+
+
+def test_no_difference_is_said_in_no_words() -> None:
+    assert CONFIG.difference(replace(CONFIG, output="x", run_id="y", strategy="cpu").identity) == ""
+
+
+@pytest.mark.parametrize("field", sorted(set(FIELDS) - ONLY_ONE_CHOICE - NOT_IDENTITY))
+def test_a_difference_is_named_with_both_values(field: str) -> None:
+    theirs = replace(CONFIG, **{field: OTHER[field]}).identity
+    assert CONFIG.difference(theirs) == (
+        f"{field} {OTHER[field]!r} there, {getattr(CONFIG, field)!r} here"
+    )
+
+
+def test_several_differences_are_all_named() -> None:
+    said = CONFIG.difference(replace(CONFIG, epochs=3, seed=9).identity)
+    assert "epochs 3 there, 10 here" in said
+    assert "seed 9 there, 0 here" in said
+
+
+def test_a_field_that_only_this_config_has_is_named() -> None:
+    theirs = {name: value for name, value in CONFIG.identity.items() if name != "augment"}
+    assert CONFIG.difference(theirs) == "augment None there, 'none' here"
+
+
+def test_a_field_that_only_the_other_config_has_is_named() -> None:
+    """Another version of the job may know flags that this one doesn't: say which."""
+    assert "dropout" in CONFIG.difference(CONFIG.identity | {"dropout": 0.5})

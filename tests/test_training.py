@@ -1,0 +1,143 @@
+"""The compiled loop: what it computes, in which order, from which seed."""
+
+import dataclasses
+import functools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from job import model, strategy, training
+from job.config import RunConfig
+from job.data import Dataset
+from job.progress import Progress
+
+
+def config(**changes) -> RunConfig:
+    return RunConfig(run_id="test", **{"epochs": 2, "batch_size": 20, **changes})
+
+
+@pytest.fixture(scope="module")
+def tiny(mnist: Dataset) -> Dataset:
+    """Ninety images: batches of 20 don't divide them."""
+    return dataclasses.replace(mnist, x_train=mnist.x_train[:90], y_train=mnist.y_train[:90])
+
+
+@functools.cache
+def trained(
+    dataset: Dataset, settings: RunConfig, attempt: int = 0
+) -> tuple[list[np.ndarray], training.Training]:
+    del attempt  # only keeps two trainings apart
+    chosen = strategy.choose("cpu")
+    with chosen.scope():
+        net = model.build("mlp", (28, 28), dataset.classes, seed=settings.seed)
+    result = training.train(net, dataset, settings, chosen, Progress("json"))
+    return net.get_weights(), result
+
+
+def test_loop_equals_a_plain_one_written_with_keras(tiny):
+    """The reference is the textbook loop: eager, a batch at a time, nothing shared with the job."""
+    settings = config(label_smoothing=0.1, weight_decay=0.3)
+    net = model.build("mlp", (28, 28), 10, seed=settings.seed)
+    optimizer = keras.optimizers.Adam()
+    loss_of = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    rates = iter(training.learning_rates(settings, 10))
+    losses = []
+    for epoch in range(2):
+        for batch in training.epoch_order(settings.seed, epoch, 90, 20):
+            optimizer.learning_rate = next(rates)
+            targets = keras.utils.to_categorical(tiny.y_train[batch], 10)
+            with tf.GradientTape() as tape:
+                loss = loss_of(targets, net(tiny.x_train[batch] / np.float32(255)))
+            gradients = tape.gradient(loss, net.trainable_variables)
+            before = {weight.path: weight.numpy() for weight in net.trainable_variables}
+            optimizer.apply_gradients(zip(gradients, net.trainable_variables, strict=True))
+            for kernel in net.trainable_variables[::2]:  # as in algorithm 2 of the paper on AdamW
+                kernel.assign(kernel - 0.3 * optimizer.learning_rate * before[kernel.path])
+            losses.append(float(loss))
+    weights, result = trained(tiny, settings)
+    assert [epoch.loss for epoch in result.history] == pytest.approx(
+        [np.mean(losses[:5]), np.mean(losses[5:])], rel=1e-4
+    )
+    for mine, plain in zip(weights, net.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("augment", ["none", "shift"])
+def test_same_seed_same_bits(tiny, augment):
+    (first, _), (second, _) = (
+        trained(tiny, config(augment=augment), attempt) for attempt in range(2)
+    )
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"augment": "shift"},
+        {"label_smoothing": 0.0},
+        {"weight_decay": 0.0},
+        {"schedule": "constant"},
+        {"learning_rate": 0.001},
+    ],
+)
+def test_each_setting_reaches_the_loop(tiny, change):
+    (default, _), (changed, _) = trained(tiny, config()), trained(tiny, config(**change))
+    assert any(not np.array_equal(one, other) for one, other in zip(default, changed, strict=True))
+
+
+def test_accuracy_counts_each_step_once(tiny):
+    _, result = trained(tiny, config(epochs=30, learning_rate=0.01))
+    assert result.steps == 30 * 5
+    assert result.history[-1].accuracy == 1  # ninety images are soon learned by heart
+    assert result.history[0].accuracy < 0.9
+
+
+@given(examples=st.integers(1, 300), batch=st.integers(1, 300), epoch=st.integers(0, 9))
+@settings(deadline=None, derandomize=True)
+def test_every_example_has_its_turn(examples, batch, epoch):
+    batch = min(batch, examples)
+    order = training.epoch_order(3, epoch, examples, batch)
+    seen = np.bincount(order.ravel(), minlength=examples)
+    assert order.shape == (-(-examples // batch), batch)
+    assert seen.min() >= 1  # nobody is left out
+    assert seen.sum() - examples == -examples % batch  # and the filling is no longer than needed
+    assert seen.max() <= 2
+
+
+def test_orders_differ_by_epoch_and_seed_and_not_by_process():
+    orders = {
+        training.epoch_order(seed, epoch, 50, 50).tobytes()
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+    # Pinned: another order would be another run for everyone who resumes one.
+    assert training.epoch_order(0, 0, 10, 5).tolist() == [[0, 7, 8, 6, 9], [5, 1, 3, 2, 4]]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 1000])
+def test_learning_rates_rise_to_the_peak_and_fall(schedule, steps):
+    rates = training.learning_rates(config(schedule=schedule, learning_rate=0.5), steps)
+    warmup = round(steps / 10)
+    assert rates.dtype == np.float32
+    assert rates.shape == (steps,)
+    assert rates.max() == 0.5
+    assert (rates > 0).all()
+    assert (np.diff(rates[:warmup]) > 0).all()
+    assert (np.diff(rates[warmup:]) <= 0).all()
+    if steps == 1000:
+        assert rates[[0, 49, 99, 100]] == pytest.approx([0.005, 0.25, 0.5, 0.5])
+        assert rates[[325, 550, 999]] == pytest.approx(
+            {
+                "linear": [0.375, 0.25, 0.5 / 900],
+                "cosine": [0.5 * (1 + 0.5**0.5) / 2, 0.25, 0],
+                "constant": [0.5, 0.5, 0.5],
+            }[schedule],
+            abs=1e-5,
+        )
