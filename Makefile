@@ -7,7 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds lock clean
+.PHONY: help setup train test check format seeds chaos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -39,7 +39,11 @@ format: $(READY) ## Put the code into the project's format
 seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --epochs 5" to tune)
 	@$(BIN)/python scripts/bench/seeds.py $(ARGS)
 
-lock: $(READY) ## Resolve the dependencies anew into requirements.lock
+chaos: $(READY) ## Kill trainings with SIGKILL and SIGTERM and compare every byte (some 20 minutes)
+	@$(BIN)/python scripts/chaos/kill.py $(ARGS)
+
+lock: ## Resolve the dependencies anew into requirements.lock
+	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --all-extras --group dev --group peers \
 		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml

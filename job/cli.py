@@ -1,7 +1,4 @@
-"""The command line: flags and environment in, exit code out. The only file that exits.
-
-Each flag can be given as an environment variable, `MNIST_JOB_` and its name: `MNIST_JOB_EPOCHS=3`.
-"""
+"""The command line: flags and environment in, exit code out. The only file that exits."""
 
 import os
 import sys
@@ -11,21 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, storage
+from job import __version__, flags, uris
 from job.cluster import Cluster
-from job.config import (
-    EMBEDDED_DATA,
-    Augmentation,
-    ModelName,
-    Precision,
-    RunConfig,
-    Schedule,
-    Strategy,
-    check_data,
-    fresh_run_id,
-)
+from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
 from job.errors import JobError, UsageError
-from job.progress import LogFormat, Progress, write_line
+from job.preemption import Preemption
+from job.progress import Progress, write_line
 
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
@@ -35,104 +23,54 @@ MAX_PREDICTIONS = 100_000
 app = typer.Typer(
     name=PROGRAM,
     help="Train, score and publish a digit classifier.",
-    no_args_is_help=True,
     rich_markup_mode=None,  # plain help: faster, and no box to cut names off
     pretty_exceptions_enable=False,
 )
 
 
-def _flag(name: str, text: str, **more: Any) -> Any:
-    """Return the flag `--name`, which the environment can give as well."""
-    variable = "MNIST_JOB_" + name.upper().replace("-", "_")
-    return typer.Option(f"--{name}", envvar=variable, help=text, **more)
-
-
-DataFlag = Annotated[
-    str, _flag("data", "'mnist' (embedded), an .npz, or a folder with the four IDX files.")
-]
-ModelFlag = Annotated[ModelName, _flag("model", "Architecture.")]
-WeightsFlag = Annotated[str, _flag("weights", "A model_weights.h5, or the folder of a run.")]
-
-
 @app.command()
 def train(
-    data: DataFlag = EMBEDDED_DATA,
-    output: Annotated[
-        str, _flag("output", "Folder that runs are published in, each in one of its own.")
-    ] = RunConfig.output,
-    run_id: Annotated[
-        str | None,
-        _flag("run-id", "Name of the run; the same again is the same run. [default: a fresh one]"),
-    ] = None,
-    model: ModelFlag = RunConfig.model,
-    epochs: Annotated[int, _flag("epochs", "Passes over the training set.")] = RunConfig.epochs,
-    batch_size: Annotated[
-        int, _flag("batch-size", "Examples per optimizer step.")
-    ] = RunConfig.batch_size,
-    learning_rate: Annotated[
-        float, _flag("learning-rate", "Peak learning rate, reached after a tenth of all steps.")
-    ] = RunConfig.learning_rate,
-    schedule: Annotated[
-        Schedule, _flag("schedule", "How the learning rate falls after that.")
-    ] = RunConfig.schedule,
-    seed: Annotated[
-        int, _flag("seed", "Source of all randomness: the same seed, the same weights.")
-    ] = RunConfig.seed,
-    weight_decay: Annotated[
-        float, _flag("weight-decay", "Share of the learning rate by which kernels shrink a step.")
-    ] = RunConfig.weight_decay,
-    label_smoothing: Annotated[
-        float, _flag("label-smoothing", "Share of each target spread over all classes.")
-    ] = RunConfig.label_smoothing,
-    augment: Annotated[
-        Augmentation, _flag("augment", "'shift' moves training images by up to two pixels.")
-    ] = RunConfig.augment,
-    strategy: Annotated[
-        Strategy, _flag("strategy", "Device; 'auto' takes a GPU if there is one.")
-    ] = RunConfig.strategy,
-    precision: Annotated[
-        Precision, _flag("precision", "Numbers inside the hidden layers.")
-    ] = RunConfig.precision,
-    log: Annotated[
-        LogFormat, _flag("log", "'auto': text on a terminal, elsewhere JSON, one object a line.")
-    ] = "auto",
+    data: flags.Data = EMBEDDED_DATA,
+    output: flags.Output = RunConfig.output,
+    run_id: flags.RunId = None,
+    model: flags.Model = RunConfig.model,
+    epochs: flags.Epochs = RunConfig.epochs,
+    batch_size: flags.BatchSize = RunConfig.batch_size,
+    learning_rate: flags.LearningRate = RunConfig.learning_rate,
+    schedule: flags.Schedule = RunConfig.schedule,
+    seed: flags.Seed = RunConfig.seed,
+    weight_decay: flags.WeightDecay = RunConfig.weight_decay,
+    label_smoothing: flags.LabelSmoothing = RunConfig.label_smoothing,
+    augment: flags.Augment = RunConfig.augment,
+    strategy: flags.Strategy = RunConfig.strategy,
+    precision: flags.Precision = RunConfig.precision,
+    checkpoint_seconds: flags.CheckpointSeconds = RunConfig.checkpoint_seconds,
+    time_limit: flags.TimeLimit = RunConfig.time_limit,
+    log: flags.Log = "auto",
 ) -> None:
     """Train a model, score it on all test images, and publish weights and metrics."""
+    fields = {name: value for name, value in locals().items() if name != "log"}
     cluster = Cluster.from_environment(os.environ)
-    config = RunConfig(
-        data=data,
-        output=output,
-        run_id=run_id or cluster.job or fresh_run_id(model),
-        model=model,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        seed=seed,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        augment=augment,
-        strategy=strategy,
-        precision=precision,
-    )
+    run_id = run_id or cluster.job or fresh_run_id(model)
+    config = RunConfig(**fields | {"run_id": run_id})
+    preemption = Preemption(time_limit)
+    preemption.install()
     from job.run import train_run  # noqa: PLC0415
 
-    train_run(config, cluster, Progress(log))
+    train_run(config, cluster, preemption, Progress(log))
 
 
 @app.command()
 def evaluate(
-    weights: WeightsFlag,
-    data: DataFlag = EMBEDDED_DATA,
-    model: ModelFlag = RunConfig.model,
-    output: Annotated[
-        str | None, _flag("output", "Also write a metrics JSON: a file .json, or a folder.")
-    ] = None,
+    weights: flags.Weights,
+    data: flags.Data = EMBEDDED_DATA,
+    model: flags.Model = RunConfig.model,
+    output: flags.Report = None,
 ) -> None:
     """Score published weights on all test images of a data set."""
-    storage.check_uri(weights, "--weights")
+    uris.check(weights, "--weights")
     if output is not None:
-        storage.check_uri(output, "--output")
+        uris.check(output, "--output")
     from job import scoring  # noqa: PLC0415
 
     scores, report = scoring.score(weights, check_data(data), model)
@@ -148,32 +86,29 @@ def evaluate(
 
 @app.command()
 def predict(
-    weights: WeightsFlag,
-    data: DataFlag = EMBEDDED_DATA,
-    model: ModelFlag = RunConfig.model,
-    num_images: Annotated[int, _flag("num-images", "How many test images to predict.")] = 10,
-    start: Annotated[int, _flag("start", "Index of the first test image, from 0.")] = 0,
-    image: Annotated[
-        list[str] | None,
-        _flag("image", "A PNG or JPEG of one digit, instead of test images; may be repeated."),
-    ] = None,
-    figure: Annotated[
-        str | None, _flag("figure", "Also draw the images and predictions into this PNG.")
-    ] = None,
+    weights: flags.Weights,
+    data: flags.Data = EMBEDDED_DATA,
+    model: flags.Model = RunConfig.model,
+    num_images: flags.NumImages = 10,
+    start: flags.Start = 0,
+    image: flags.Image = None,
+    figure: flags.Figure = None,
 ) -> None:
     """Predict test images, or pictures of your own."""
-    storage.check_uri(weights, "--weights")
+    from job import gallery, scoring  # noqa: PLC0415
+
+    uris.check(weights, "--weights")
     check_data(data)
-    if not 1 <= num_images <= MAX_PREDICTIONS:
-        raise UsageError(f"--num-images must be from 1 to {MAX_PREDICTIONS:,}, not {num_images}")
+    most = MAX_PREDICTIONS if figure is None else gallery.MAX_IMAGES
+    if not 1 <= num_images <= most:
+        drawn = "" if figure is None else " with --figure"
+        raise UsageError(f"--num-images must be from 1 to {most:,}{drawn}, not {num_images}")
     if start < 0:
         raise UsageError(f"--start must be 0 or more, not {start}")
     if figure is not None:
-        storage.check_uri(figure, "--figure")
+        uris.check(figure, "--figure")
     for uri in image or []:
-        storage.check_uri(uri, "--image")
-    from job import scoring  # noqa: PLC0415
-
+        uris.check(uri, "--image")
     if image:
         predictions, seen = scoring.predict_pictures(weights, data, model, image)
     else:
@@ -184,26 +119,29 @@ def predict(
         _say(f"figure written to {figure}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def drill(context: typer.Context) -> None:
+    """Prove that a stopped training resumes to the bit, with any flags of train."""
+    from job import drill as proof  # noqa: PLC0415
+
+    proof.drill(context.args, _say)
+
+
 def _say(text: str) -> None:
     write_line(sys.stdout, text)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
         _say(f"{PROGRAM} {__version__}")
         raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
-        ),
-    ] = False,
-) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        _say(context.get_help())
+        raise typer.Exit(UsageError.exit_code)  # for 0 would mean published
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,16 +152,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     command = typer.main.get_command(app)
     try:
-        return command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0
+        code = command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0
     except JobError as error:
         return _failed(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _failed(" ".join(error.format_message().split()), UsageError.exit_code)
-    except KeyboardInterrupt:
-        return _failed("interrupted", EXIT_INTERRUPTED)
+        return _failed(_what_is_wrong(error), UsageError.exit_code)
     except Exception:  # noqa: BLE001  anything else is a bug, and says so
         traceback.print_exc()
         return _failed("this is a bug in the job, not in what you did: please report it", EXIT_BUG)
+    # Typer ends an interrupted command with this code, and without a word.
+    return _failed("interrupted", code) if code == EXIT_INTERRUPTED else code
+
+
+def _what_is_wrong(error: typer.TyperException) -> str:
+    """Return Typer's message, and the value, which it leaves out when pydantic refused it."""
+    message = " ".join(error.format_message().split())
+    refused: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
+    return ", not ".join([message, *(repr(refusal["input"]) for refusal in refused)])
 
 
 def _failed(message: str, code: int) -> int:

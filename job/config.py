@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
+from job import uris
 from job.errors import UsageError
-from job.storage import check_uri, join
 
-ModelName = Literal["mlp"]
+ModelName = Literal["mlp", "cnn"]
 Schedule = Literal["linear", "cosine", "constant"]
 Augmentation = Literal["none", "shift"]
 Strategy = Literal["auto", "cpu", "gpu"]
@@ -27,7 +27,7 @@ RESERVED_RUN_IDS = ("champion",)  # holds the log of promoted models, beside the
 # Also a legal Kubernetes label value and one segment of any object name.
 _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # Where a run goes, and what it runs on, don't change which run it is.
-_NOT_IDENTITY = ("output", "run_id", "strategy")
+_NOT_IDENTITY = ("output", "run_id", "strategy", "checkpoint_seconds", "time_limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,15 @@ class RunConfig:
     """Share of the learning rate by which each step shrinks the kernels, biases excepted."""
     label_smoothing: float = 0.02
     """Share of each target spread evenly over all classes."""
+    checkpoint_seconds: float = 30.0
+    """Save the state of the training this often; it is saved at every stop as well."""
+    time_limit: float | None = None
+    """Seconds after which to save and stop, to be continued by the same command."""
     augment: Augmentation = "none"
     """`shift` moves each training image by up to two pixels, anew in every epoch."""
 
     def __post_init__(self) -> None:
-        check_uri(self.output, "--output")
+        uris.check(self.output, "--output")
         check_run_id(self.run_id)
         check_data(self.data)
         _check_choice("--model", self.model, ModelName)
@@ -82,6 +86,9 @@ class RunConfig:
         _check_real("--learning-rate", self.learning_rate, "above 0 and at most 10", 0, 10)
         if self.learning_rate == 0:
             raise UsageError("--learning-rate must be above 0 and at most 10, not 0.0")
+        _check_real("--checkpoint-seconds", self.checkpoint_seconds, "from 0 to 86400", 0, 86_400)
+        if self.time_limit is not None:
+            _check_real("--time-limit", self.time_limit, "from 1 to 10000000", 1, 1e7)
         _check_real("--weight-decay", self.weight_decay, "from 0 to 10", 0, 10)
         _check_real("--label-smoothing", self.label_smoothing, "from 0 to 0.9", 0, 0.9)
         for name in ("learning_rate", "weight_decay", "label_smoothing"):
@@ -91,7 +98,7 @@ class RunConfig:
     @property
     def run_uri(self) -> str:
         """URI of the folder that the run is published in."""
-        return join(self.output, self.run_id)
+        return uris.join(self.output, self.run_id)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -147,7 +154,7 @@ def check_data(data: str) -> str:
     Raises:
         UsageError: it is neither the embedded set nor a URI the job accepts.
     """
-    return data if data == EMBEDDED_DATA else check_uri(data, "--data")
+    return data if data == EMBEDDED_DATA else uris.check(data, "--data")
 
 
 def fresh_run_id(model: str) -> str:

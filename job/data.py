@@ -12,7 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from job import examples, storage
+from job import examples, storage, uris
 from job.arrays import StoredArray, from_idx, from_npz
 from job.errors import DataError, MissingInputError
 from job.examples import Images, Labels
@@ -71,7 +71,7 @@ class Dataset:
 def load(uri: str) -> Dataset:
     """Return the data set at `uri`, checked.
 
-    `uri` is "mnist" for the embedded copy, or, as `storage.check_uri` accepts it, an .npz file with
+    `uri` is "mnist" for the embedded copy, or, as `uris.check` accepts it, an .npz file with
     the arrays x_train, y_train, x_test and y_test, or a folder with the four IDX files under the
     names MNIST gave them, each plain or .gz.
 
@@ -122,7 +122,7 @@ def _idx_files(folder: str) -> list[StoredArray]:
 def _idx_file(folder: str, array_name: str, stem: str) -> StoredArray:
     # Some mirrors write a dot for the second dash.
     for name in (f"{stem}-ubyte", f"{stem.replace('-idx', '.idx')}-ubyte"):
-        for uri in (storage.join(folder, name), storage.join(folder, f"{name}.gz")):
+        for uri in (uris.join(folder, name), uris.join(folder, f"{name}.gz")):
             try:
                 return from_idx(uri, array_name, storage.read(uri, MAX_FILE_BYTES))
             except MissingInputError as error:

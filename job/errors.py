@@ -8,7 +8,8 @@
     |-- OutputError            74  I/O error at the output
     |-- TemporaryError         75  store or peer unavailable: try again
     |-- CredentialsError       77  credentials missing, expired or refused
-    `-- ClusterError           78  environment or configuration of the cluster is wrong
+    |-- ClusterError           78  environment or configuration of the cluster is wrong
+    `-- StoppedError          143  stopped by SIGTERM, all work saved
 
 The codes are those of BSD's sysexits.h, so that a Kubernetes podFailurePolicy can tell a run that
 will never succeed (64, 65, 66, 73, 78) from one that is worth another try. 42 is TensorFlow's own.
@@ -16,13 +17,11 @@ will never succeed (64, 65, 66, 73, 78) from one that is worth another try. 42 i
 A message is one line that says what is wrong, where, which value was found and what to do.
 """
 
-from typing import ClassVar
-
 
 class JobError(Exception):
     """Root of the tree: anything the job can explain in one line."""
 
-    exit_code: ClassVar[int] = 70
+    exit_code: int = 70
 
     def __str__(self) -> str:
         """Return the message folded into one printable line: it may quote foreign files."""
@@ -70,6 +69,12 @@ class CredentialsError(JobError):
     """Credentials are missing, expired or refused."""
 
     exit_code = 77
+
+
+class StoppedError(JobError):
+    """The job was asked to stop and has saved its work; the same command goes on with it."""
+
+    exit_code = 143  # 128 + SIGTERM, as shells have it
 
 
 class ClusterError(JobError):

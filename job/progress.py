@@ -76,6 +76,10 @@ def _epoch(details: Mapping[str, Any]) -> str:
     )
 
 
+def _resumed(details: Mapping[str, Any]) -> str:
+    return f"resumed    after step {details['step']:,}, with {details['cores']} threads as before"
+
+
 def _complete(details: Mapping[str, Any]) -> str:
     low, high = details["accuracy_interval_95"]
     lines = [
@@ -106,6 +110,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "device_chosen": _device_chosen,
     "compiled": _compiled,
     "epoch": _epoch,
+    "resumed": _resumed,
+    "checkpoint_saved": lambda _: "",  # no news to a person
+    "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
+    "checkpoint_failed": lambda details: f"warning    no checkpoint: {details['reason']}",
     "complete": _complete,
     "already_complete": _already_complete,
 }

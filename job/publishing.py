@@ -14,7 +14,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from job import storage
+from job import storage, uris
 from job.cluster import Cluster
 from job.config import RunConfig
 from job.errors import ConflictError, DataError
@@ -44,7 +44,7 @@ def finished(config: RunConfig) -> dict[str, Any] | None:
         ConflictError: the run is complete, but was made with another config.
         DataError: its metrics can't be understood.
     """
-    uri = storage.join(config.run_uri, METRICS)
+    uri = uris.join(config.run_uri, METRICS)
     if not storage.exists(uri):
         return None
     document = read_json(uri)
@@ -72,7 +72,7 @@ def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -
         **asdict(cluster),
     }
     for number in range(1, _MAX_ATTEMPTS + 1):
-        uri = storage.join(config.run_uri, "attempts", f"{number:04}.json")
+        uri = uris.join(config.run_uri, "attempts", f"{number:04}.json")
         try:
             storage.create(uri, to_json({"attempt": number, **record}))
         except ConflictError:
@@ -98,7 +98,7 @@ def publish(run_uri: str, files: dict[str, bytes]) -> tuple[Artifact, ...]:
         OutputError: one can't be written.
     """
     for path, data in files.items():
-        storage.create(storage.join(run_uri, path), data)
+        storage.create(uris.join(run_uri, path), data)
     return tuple(describe(path, data) for path, data in files.items())
 
 
@@ -117,7 +117,7 @@ def complete(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
         ConflictError: the run was completed with another config or with other artifacts.
         OutputError: it can't be written.
     """
-    uri = storage.join(config.run_uri, METRICS)
+    uri = uris.join(config.run_uri, METRICS)
     try:
         storage.create(uri, to_json(document))
     except ConflictError:
@@ -131,7 +131,7 @@ def complete(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
 
 def weights_uri(uri: str) -> str:
     """Return the URI of a weights file, given that or the folder of a run."""
-    return storage.join(uri, WEIGHTS) if storage.is_folder(uri) else uri
+    return uris.join(uri, WEIGHTS) if storage.is_folder(uri) else uri
 
 
 def read_artifact(uri: str, limit_bytes: int) -> bytes:
@@ -146,11 +146,11 @@ def read_artifact(uri: str, limit_bytes: int) -> bytes:
         DataError: it is not the file that was published, or `metrics.json` can't be understood.
     """
     data = storage.read(uri, limit_bytes)
-    metrics_uri = storage.beside(uri, METRICS)
+    metrics_uri = uris.beside(uri, METRICS)
     if not storage.exists(metrics_uri):
         return data
     named = read_json(metrics_uri).get("artifacts")
-    name, digest = storage.local_path(uri).name, describe(uri, data).sha256
+    name, digest = uris.local_path(uri).name, describe(uri, data).sha256
     for artifact in named if isinstance(named, list) else []:
         if not isinstance(artifact, dict) or artifact.get("path") != name:
             continue

@@ -12,8 +12,10 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from job import __version__, data, publishing, runtime
+from job.checkpoint import Checkpoints, State
 from job.cluster import Cluster
 from job.config import RunConfig
+from job.preemption import Preemption
 from job.progress import Progress
 
 if TYPE_CHECKING:
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
-def train_run(config: RunConfig, cluster: Cluster, progress: Progress) -> dict[str, Any]:
+def train_run(
+    config: RunConfig, cluster: Cluster, preemption: Preemption, progress: Progress
+) -> dict[str, Any]:
     """Train, evaluate and publish the run that `config` names, and return its metrics.
 
-    A run that is complete already is left as it is.
+    A run that was stopped goes on where it was; one that is complete already is left as it is.
 
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.
@@ -41,34 +45,43 @@ def train_run(config: RunConfig, cluster: Cluster, progress: Progress) -> dict[s
     progress.event("data_loaded", **dataset.facts())
     attempt = publishing.claim(config, dataset.fingerprint, cluster, started)
     progress.event("attempt_started", run=config.run_uri, attempt=attempt)
+    checkpoints = Checkpoints(config.run_uri, config.checkpoint_seconds, progress)
+    owner = {"config": config.digest, "data": dataset.fingerprint}
+    state = checkpoints.restore(owner) if attempt > 1 else None
+    if state is None:
+        state = State(owner, runtime.available_cores())
+    else:
+        progress.event("resumed", step=state.step, cores=state.cores)
     load_seconds = watch.lap()
 
-    runtime.prepare_tensorflow(runtime.available_cores())
-    runtime.import_tensorflow()
-    from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
+    with preemption.deferred():
+        runtime.prepare_tensorflow(state.cores)
+        runtime.import_tensorflow()
+        from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
 
-    import_seconds = watch.lap()
-    chosen = strategy.choose(config.strategy)
-    environment = _environment(strategy.describe(chosen), cluster)
-    progress.event("device_chosen", devices=environment["devices"], cores=environment["cores"])
-    with chosen.scope():
-        net = model.build(
-            config.model,
-            dataset.image_shape,
-            dataset.classes,
-            seed=config.seed,
-            precision=config.precision,
-        )
-    trained = training.train(net, dataset, config, chosen, progress)
+        import_seconds = watch.lap()
+        chosen = strategy.choose(config.strategy)
+        environment = _environment(strategy.describe(chosen), state.cores, cluster)
+        progress.event("device_chosen", devices=environment["devices"], cores=environment["cores"])
+        with chosen.scope():
+            net = model.build(
+                config.model,
+                dataset.image_shape,
+                dataset.classes,
+                seed=config.seed,
+                precision=config.precision,
+            )
+    trained = training.train(net, dataset, config, chosen, checkpoints, state, preemption, progress)
 
-    watch.lap()
-    scores = evaluation.evaluate(net, dataset.x_test, dataset.y_test)
-    evaluate_seconds = watch.lap()
-    final = model.for_publishing(net)
-    files = {
-        publishing.WEIGHTS: weights.to_hdf5(final),
-        publishing.ARCHIVE: weights.to_keras_archive(final),
-    }
+    with preemption.deferred():
+        watch.lap()
+        scores = evaluation.evaluate(net, dataset.x_test, dataset.y_test)
+        evaluate_seconds = watch.lap()
+        final = model.for_publishing(net)
+        files = {
+            publishing.WEIGHTS: weights.to_hdf5(final),
+            publishing.ARCHIVE: weights.to_keras_archive(final),
+        }
     artifacts = publishing.publish(config.run_uri, files)
     publish_seconds = watch.lap()
     used = runtime.usage()
@@ -88,7 +101,8 @@ def train_run(config: RunConfig, cluster: Cluster, progress: Progress) -> dict[s
             "train": {
                 "epochs": trained.epochs,
                 "steps": trained.steps,
-                "history": [asdict(epoch) for epoch in trained.history],
+                "resumed_step": trained.resumed_step,
+                "history": list(trained.history),
             },
             "timing": {
                 "import_seconds": import_seconds,
@@ -108,11 +122,12 @@ def train_run(config: RunConfig, cluster: Cluster, progress: Progress) -> dict[s
             "artifacts": [asdict(artifact) for artifact in artifacts],
         },
     )
+    checkpoints.prune(keep=1)
     progress.event("complete", **_summary(config, document))
     return document
 
 
-def _environment(devices: "Devices", cluster: Cluster) -> dict[str, Any]:
+def _environment(devices: "Devices", cores: int, cluster: Cluster) -> dict[str, Any]:
     return {
         "job_version": __version__,
         "git_commit": runtime.git_commit(os.environ),
@@ -120,7 +135,7 @@ def _environment(devices: "Devices", cluster: Cluster) -> dict[str, Any]:
         "tensorflow": devices.tensorflow,
         "keras": devices.keras,
         "platform": runtime.platform_name(),
-        "cores": runtime.available_cores(),
+        "cores": cores,
         "strategy": devices.strategy,
         "devices": list(devices.devices),
         **asdict(cluster),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from job import __version__, data, pictures, publishing, runtime, storage
+from job import __version__, data, gallery, handwriting, publishing, runtime, storage, uris
 from job.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write_report(output: str, report: dict[str, Any]) -> str:
         ConflictError: there is another one.
         OutputError: it can't be written.
     """
-    uri = output if output.endswith(".json") else storage.join(output, REPORT)
+    uri = output if output.endswith(".json") else uris.join(output, REPORT)
     storage.create(uri, publishing.to_json(report))
     return uri
 
@@ -114,7 +114,7 @@ def predict_pictures(
         JobError: a picture, the weights or the data are missing, bad, or don't fit each other.
     """
     dataset = data.load(data_uri)
-    images = np.stack([pictures.read_picture(uri, dataset.image_shape) for uri in pictures_uris])
+    images = np.stack([handwriting.read_picture(uri, dataset.image_shape) for uri in pictures_uris])
     weights_uri, content = _read_weights(weights_uri)
     model = _model(content, weights_uri, model_name, dataset)
     return _predict(model, images, list(pictures_uris), [None] * len(images)), images
@@ -183,7 +183,7 @@ def write_gallery(
         for prediction in predictions
     ]
     right = [_is_right(prediction) for prediction in predictions]
-    storage.create(uri, pictures.draw_gallery(images, captions, right))
+    storage.create(uri, gallery.draw_gallery(images, captions, right))
 
 
 def _is_right(prediction: Prediction) -> bool | None:

@@ -1,85 +1,23 @@
 """Bytes in, bytes out: the one seam between the job and wherever its files lie.
 
-Callers hold URIs as plain strings and hand whole objects over as bytes. Two verbs are enough for
-everything the job does: `read` an object of bounded size, and `create` one that is never
-overwritten. `create` may be repeated: finding its own bytes already there is success, which is what
-makes a restarted pod harmless.
+Callers hold URIs as plain strings and hand whole objects over as bytes. The verbs that matter are
+`read`, for an object of bounded size, and `create`, for one that is never overwritten. `create` may
+be repeated: finding its own bytes already there is success, which is what makes a restarted pod
+harmless.
 """
 
 import errno
 import os
-import re
 import secrets
 from pathlib import Path
-from urllib.parse import unquote, unquote_to_bytes
 
-from job.errors import ConflictError, DataError, MissingInputError, OutputError, UsageError
+from job.errors import ConflictError, DataError, MissingInputError, OutputError
+from job.uris import local_path
 
 MEBIBYTE = 1024 * 1024
 
+_TEMPORARY = ".tmp"
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:/)")
-
-
-def check_uri(uri: str, option: str) -> str:
-    """Return `uri` unchanged if the job accepts it as a place to read or write.
-
-    Accepted are local paths and `file://` URIs; the decision is made here, before any other
-    library interprets the text.
-
-    Raises:
-        UsageError: it is anything else. Text that may hold a secret is not echoed.
-    """
-    if not uri or not uri.strip():
-        raise UsageError(f"{option} is empty: give a path or a URI")
-    decoded = unquote(uri) if uri.startswith("file:") else uri
-    if any(ord(character) < 32 or ord(character) == 127 for character in decoded):
-        raise UsageError(f"{option} holds a control character: give a plain path or URI")
-    if "::" in uri:
-        raise UsageError(
-            f"{option} holds '::': chained URLs are not accepted, give one path or URI"
-        )
-    scheme = _SCHEME.match(uri)
-    if scheme is None:
-        if "://" in uri:  # as a path it would be echoed, with whatever key it holds
-            raise UsageError(
-                f"{option} holds '://' but is no URI this job accepts: give a local path or "
-                "file:///absolute/path"
-            )
-        return uri
-    if scheme.group() != "file":
-        # Only the scheme is shown: what follows may hold a key.
-        raise UsageError(
-            f"{option} has the scheme '{scheme.group()}:', which this job does not accept: "
-            "give a local path or file:///absolute/path"
-        )
-    if not uri.startswith("file:///") or "?" in uri or "#" in uri:
-        raise UsageError(
-            f"{option} is not a file URI the job understands: write file:///absolute/path, with "
-            "no host, query or fragment"
-        )
-    if ".." in decoded.split("/"):
-        raise UsageError(f"{option} holds '..': write the path in full")
-    return uri
-
-
-def join(uri: str, *names: str) -> str:
-    """Return the URI of `names` below the folder `uri`."""
-    root = "file://" if uri == "file:///" else uri.rstrip("/")
-    return "/".join([root, *names])
-
-
-def beside(uri: str, name: str) -> str:
-    """Return the URI of `name` in the folder that the object `uri` lies in."""
-    folder, slash, _ = uri.rpartition("/")
-    return f"{folder}{slash}{name}"
-
-
-def local_path(uri: str) -> Path:
-    """Return the path on this machine that `uri`, a local path or a `file://` URI, names."""
-    if uri.startswith("file://"):
-        return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
-    return Path(uri)
 
 
 def read(uri: str, limit_bytes: int) -> bytes:
@@ -97,7 +35,8 @@ def read(uri: str, limit_bytes: int) -> bytes:
         if path.exists() and not path.is_file():
             raise MissingInputError(f"{uri} is a device or a pipe, not a file: name a file")
         with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
+            # A read takes all the memory it may need at once: no more than the file has.
+            data = file.read(min(limit_bytes, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError as error:
         raise MissingInputError(f"{uri} does not exist: check the path") from error
     except (PermissionError, NotADirectoryError) as error:
@@ -157,7 +96,7 @@ def create(uri: str, data: bytes) -> None:
     if not path.name:
         raise OutputError(f"cannot write {uri}: it names a folder; name a file in it")
     # A name of its own, so that two writers of one object never share a temporary file.
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{_TEMPORARY}")
     try:
         _make_folder(path.parent)
         try:
@@ -178,6 +117,35 @@ def create(uri: str, data: bytes) -> None:
         if error.errno in _NO_HARD_LINKS:
             advice = "if its file system has no hard links (SMB, some FUSE), choose one that has"
         raise OutputError(f"cannot write {uri}: {_reason(error)}; {advice}") from error
+
+
+def names(uri: str) -> list[str]:
+    """Return the names of the objects directly in the folder `uri`, sorted; none if it isn't there.
+
+    Raises:
+        OutputError: that can't be seen, which is not to say that there is nothing.
+    """
+    try:
+        with os.scandir(local_path(uri)) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.endswith(_TEMPORARY))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise OutputError(
+            f"cannot list {uri}: {_reason(error)}; check the folder and its permissions"
+        ) from error
+
+
+def remove(uri: str) -> None:
+    """Remove the object at `uri`; that it is gone already is success.
+
+    Raises:
+        OutputError: it can't be removed.
+    """
+    try:
+        local_path(uri).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {uri}: {_reason(error)}; check permissions") from error
 
 
 def _make_folder(folder: Path) -> None:

@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from job import data
+from job import data, runtime
 from job.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
+
+# Whichever test imports TensorFlow first, it must compute as it does in the job.
+runtime.prepare_tensorflow(runtime.available_cores())
 
 
 @dataclass(frozen=True)

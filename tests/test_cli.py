@@ -13,7 +13,8 @@ from job import cli, run, scoring
 
 TRAIN_FLAGS = [
     "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
-    "seed", "weight-decay", "label-smoothing", "augment", "strategy", "precision", "log",
+    "seed", "weight-decay", "label-smoothing", "augment", "strategy", "precision",
+    "checkpoint-seconds", "time-limit", "log",
 ]  # fmt: skip
 EVALUATE_FLAGS = ["weights", "data", "model", "output"]
 PREDICT_FLAGS = ["weights", "data", "model", "num-images", "start", "image", "figure"]
@@ -53,6 +54,10 @@ def assert_one_line(finished, code, *words):
         ("--label-smoothing -0.1", "--label-smoothing"),
         ("--label-smoothing 1", "--label-smoothing"),
         ("--label-smoothing nan", "nan"),
+        ("--checkpoint-seconds -1", "--checkpoint-seconds"),
+        ("--checkpoint-seconds nan", "nan"),
+        ("--time-limit 0", "--time-limit"),
+        ("--time-limit nan", "nan"),
         ("--seed -1", "--seed"),
         ("--seed 2147483648", "2147483648"),
         ("--seed x", "'x'"),
@@ -131,7 +136,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
         "data": "d.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
         "batch_size": 5, "learning_rate": 0.5, "schedule": "cosine", "seed": 9,
         "weight_decay": 0.5, "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu",
-        "precision": "mixed_bfloat16",
+        "precision": "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))
@@ -199,7 +204,8 @@ def test_training_off_a_terminal_logs_one_json_object_a_line(small_mnist, tmp_pa
     )
     events = [json.loads(line) for line in logged.stdout.splitlines()]
     assert [event["event"] for event in events] == [
-        "data_loaded", "attempt_started", "device_chosen", "compiled", "epoch", "epoch", "complete"
+        "data_loaded", "attempt_started", "device_chosen", "compiled", "epoch", "epoch",
+        "checkpoint_saved", "complete",
     ]  # fmt: skip
     assert all({"time", "level"} <= event.keys() for event in events)
     assert events[-1]["run"] == str(tmp_path / "logged")

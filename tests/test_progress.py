@@ -75,12 +75,32 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         EPOCH | {"epoch": 1, "epochs": 1, "images_per_second": 7},
         "epoch 1/1   loss 0.2500   accuracy 0.9512           7 images/s",
     ),
+    (
+        "resumed",
+        {"step": 9_375, "cores": 2},
+        "resumed    after step 9,375, with 2 threads as before",
+    ),
+    (
+        "checkpoint_failed",
+        {"step": 1, "reason": "no space left on device"},
+        "warning    no checkpoint: no space left on device",
+    ),
+    (
+        "checkpoint_passed_by",
+        {"uri": "runs/r1/checkpoints/x", "reason": "x is damaged"},
+        "warning    x is damaged; going further back",
+    ),
     ("complete", COMPLETE, COMPLETE_TEXT),
     (
         "already_complete",
         COMPLETE,
         f"run        runs/r1 is complete already; nothing was done\n{COMPLETE_TEXT}",
     ),
+]
+
+
+NO_NEWS: list[tuple[str, dict[str, Any]]] = [
+    ("checkpoint_saved", {"step": 1, "uri": "runs/r1/checkpoints/x"}),
 ]
 
 
@@ -98,6 +118,12 @@ def told(log_format: str, name: str, details: dict[str, Any]) -> str:
 @pytest.mark.parametrize(("name", "details", "text"), EVENTS)
 def test_a_person_reads_a_sentence(name: str, details: dict[str, Any], text: str) -> None:
     assert told("text", name, details) == text + "\n"
+
+
+@pytest.mark.parametrize(("name", "details"), NO_NEWS)
+def test_a_person_is_spared_what_is_no_news(name: str, details: dict[str, Any]) -> None:
+    assert told("text", name, details) == ""
+    assert json.loads(told("json", name, details))["event"] == name
 
 
 @pytest.mark.parametrize(("name", "details", "text"), EVENTS)
@@ -218,4 +244,5 @@ def events_in_the_code() -> Iterator[str]:
 
 
 def test_every_event_of_the_job_has_a_sentence_and_a_test() -> None:
-    assert set(events_in_the_code()) == set(_SENTENCES) == {name for name, _, _ in EVENTS}
+    assert set(events_in_the_code()) == set(_SENTENCES)
+    assert set(_SENTENCES) == {name for name, *_ in [*EVENTS, *NO_NEWS]}

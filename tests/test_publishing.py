@@ -35,6 +35,8 @@ def metrics(config: RunConfig, files: dict[str, bytes] = FILES, **more: Any) -> 
         "status": "complete",
         "config_sha256": config.digest,
         "config": config.identity,
+        "test": {},
+        "timing": {},
         "artifacts": artifacts,
         **more,
     }
@@ -149,6 +151,15 @@ def test_a_complete_run_is_finished(config: RunConfig) -> None:
     publishing.complete(config, document)
     assert publishing.finished(config) == document
     assert publishing.finished(replace(config, strategy="gpu")) == document
+
+
+@pytest.mark.parametrize("part", ["test", "timing", "artifacts"])
+def test_metrics_without_their_main_parts_are_bad_data(config: RunConfig, part: str) -> None:
+    document = metrics(config)
+    del document[part]
+    put_metrics(config, publishing.to_json(document))
+    with pytest.raises(DataError, match=f"lacks {part}"):
+        publishing.finished(config)
 
 
 def test_a_run_completed_with_another_config_is_a_conflict(config: RunConfig) -> None:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import storage
+from job import storage, uris
 from job.errors import (
     ConflictError,
     DataError,
@@ -77,7 +77,7 @@ def readable(uri: str) -> str:
 
 @pytest.mark.parametrize("uri", ACCEPTED, ids=readable)
 def test_paths_and_file_uris_are_accepted_unchanged(uri: str) -> None:
-    assert storage.check_uri(uri, "--weights") == uri
+    assert uris.check(uri, "--weights") == uri
 
 
 @pytest.mark.parametrize("uri", REFUSED, ids=readable)
@@ -98,7 +98,7 @@ def test_what_only_nearly_has_a_scheme_is_refused_and_not_echoed(uri: str) -> No
 
 def assert_refused(uri: str) -> None:
     with pytest.raises(UsageError) as caught:
-        storage.check_uri(uri, "--weights")
+        uris.check(uri, "--weights")
     message = caught.value.args[0]
     assert message.startswith("--weights ")
     assert SECRET not in message
@@ -109,7 +109,7 @@ def assert_refused(uri: str) -> None:
 @given(st.text())
 def test_any_text_is_accepted_or_refused(uri: str) -> None:
     try:
-        assert storage.check_uri(uri, "--data") == uri
+        assert uris.check(uri, "--data") == uri
     except UsageError as error:
         assert str(error).startswith("--data ")  # noqa: PT017  either outcome is right
 
@@ -122,7 +122,7 @@ PIECES = ["/", "..", ".", "%00", "%2e", "%2F", "%", "a", "é", ":", "~", " ", "#
 def test_whatever_is_accepted_can_be_asked_for(prefix: str, pieces: list[str]) -> None:
     """No accepted URI is answered with anything but bytes or an error of the job's."""
     try:
-        uri = storage.check_uri(prefix + "".join(pieces), "--data")
+        uri = uris.check(prefix + "".join(pieces), "--data")
         assert storage.is_folder(uri) in {True, False}
         storage.read(uri, 10)
     except JobError:
@@ -145,12 +145,12 @@ def test_whatever_is_accepted_can_be_asked_for(prefix: str, pieces: list[str]) -
     ],
 )
 def test_join(folder: str, names: tuple[str, ...], joined: str) -> None:
-    assert storage.join(folder, *names) == joined
+    assert uris.join(folder, *names) == joined
 
 
 @pytest.mark.parametrize("folder", ["/", "file:///", "file:///a/", "a", "a/", "./", "../b"])
 def test_what_is_joined_lies_in_the_folder(folder: str) -> None:
-    assert storage.local_path(storage.join(folder, "x")) == storage.local_path(folder) / "x"
+    assert uris.local_path(uris.join(folder, "x")) == uris.local_path(folder) / "x"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_is_joined_lies_in_the_folder(folder: str) -> None:
     ],
 )
 def test_beside(uri: str, neighbour: str) -> None:
-    assert storage.beside(uri, "m.json") == neighbour
+    assert uris.beside(uri, "m.json") == neighbour
 
 
 @pytest.mark.parametrize(
@@ -185,11 +185,11 @@ def test_beside(uri: str, neighbour: str) -> None:
     ],
 )
 def test_local_path(uri: str, path: bytes) -> None:
-    assert os.fsencode(storage.local_path(uri)) == path
+    assert os.fsencode(uris.local_path(uri)) == path
 
 
 def test_a_percent_encoded_byte_is_that_byte() -> None:
-    assert os.fsencode(storage.local_path("file:///a%FFb")) == b"/a\xffb"
+    assert os.fsencode(uris.local_path("file:///a%FFb")) == b"/a\xffb"
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 100], ids=["empty", "nul", "full"])
@@ -286,6 +286,9 @@ def test_a_failure_while_reading_is_an_error_of_the_device(
 
         def __exit__(self, *_: object) -> None:
             pass
+
+        def fileno(self) -> int:
+            return 0
 
         def read(self, _: int) -> bytes:
             raise OSError(errno.EIO, os.strerror(errno.EIO))

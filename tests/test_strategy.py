@@ -25,22 +25,28 @@ def gpus(monkeypatch):
     return pretend
 
 
+def device(chosen):
+    """Return the one device; TensorFlow names it in full only after its first use."""
+    (name,) = chosen.extended.worker_devices
+    return name.rpartition("device:")[2]
+
+
 @pytest.mark.parametrize("request_", ["auto", "cpu"])
 def test_cpu_where_there_is_no_gpu(request_, gpus):
     gpus(0)
-    assert strategy.choose(request_).extended.worker_devices == ("/device:CPU:0",)
+    assert device(strategy.choose(request_)) == "CPU:0"
 
 
 @pytest.mark.parametrize("request_", ["auto", "gpu"])
 def test_gpu_where_there_is_one(request_, gpus):
     grown = gpus(1)
-    assert strategy.choose(request_).extended.worker_devices == ("/device:GPU:0",)
+    assert device(strategy.choose(request_)) == "GPU:0"
     assert grown == ["gpu 0"]
 
 
 def test_cpu_on_request_leaves_the_gpu_alone(gpus):
     grown = gpus(1)
-    assert strategy.choose("cpu").extended.worker_devices == ("/device:CPU:0",)
+    assert device(strategy.choose("cpu")) == "CPU:0"
     assert grown == []
 
 

@@ -1,7 +1,9 @@
 """The compiled loop: what it computes, in which order, from which seed."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 
 import keras
 import numpy as np
@@ -11,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job import model, strategy, training
+from job.checkpoint import Checkpoints, State, from_bytes, to_bytes
 from job.config import RunConfig
 from job.data import Dataset
+from job.errors import DataError, StoppedError
+from job.preemption import Preemption
 from job.progress import Progress
 
 
@@ -26,16 +31,98 @@ def tiny(mnist: Dataset) -> Dataset:
     return dataclasses.replace(mnist, x_train=mnist.x_train[:90], y_train=mnist.y_train[:90])
 
 
-@functools.cache
-def trained(
-    dataset: Dataset, settings: RunConfig, attempt: int = 0
-) -> tuple[list[np.ndarray], training.Training]:
-    del attempt  # only keeps two trainings apart
+class Memory(Checkpoints):
+    """Checkpoints that are kept in memory: the last state of all that were saved."""
+
+    def __init__(self):
+        self.state = None
+
+    def offer(self, state):
+        pass
+
+    def save(self, state):
+        self.state = state
+
+
+class StopAfter(Preemption):
+    """Asks to stop after so many chunks."""
+
+    def __init__(self, chunks):
+        super().__init__()
+        self.chunks = chunks
+
+    def reason(self, needed_seconds=0):
+        del needed_seconds
+        self.chunks -= 1
+        return StoppedError("enough") if self.chunks == 0 else None
+
+
+def run(dataset, settings, start=None, stop_after=0):
+    """Train on from `start`; return the weights, the last saved state and what was returned."""
     chosen = strategy.choose("cpu")
     with chosen.scope():
-        net = model.build("mlp", (28, 28), dataset.classes, seed=settings.seed)
-    result = training.train(net, dataset, settings, chosen, Progress("json"))
-    return net.get_weights(), result
+        net = model.build(settings.model, (28, 28), dataset.classes, seed=settings.seed)
+    checkpoints = Memory()
+    begin = start or State({}, 2)
+    result = None
+    with contextlib.suppress(StoppedError):
+        preemption = StopAfter(stop_after)
+        progress = Progress("json", io.StringIO())
+        result = training.train(
+            net, dataset, settings, chosen, checkpoints, begin, preemption, progress
+        )
+    return net.get_weights(), checkpoints.state, result
+
+
+@functools.cache
+def trained(dataset: Dataset, settings: RunConfig, attempt: int = 0):
+    del attempt  # only keeps two trainings apart
+    weights, _, result = run(dataset, settings)
+    return weights, result
+
+
+def untimed(history):
+    timed = {"seconds", "images_per_second"}
+    return [{key: value for key, value in done.items() if key not in timed} for done in history]
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("stops", [(1,), (2, 1), (3, 1, 1)])
+def test_stopped_and_resumed_is_one_unbroken_run(tiny, monkeypatch, name, stops):
+    """Bit for bit, with augmentation on, and for the cnn with dropout and moving averages."""
+    settings = config(model=name, augment="shift", epochs=3)
+    whole, whole_state, whole_result = run(tiny, settings)
+    # Chunks of other lengths too: they must not matter either.
+    monkeypatch.setattr(training, "CHUNK_SECONDS", 1e-9)
+    state, steps = None, []
+    for stop_after in stops:
+        _, state, result = run(tiny, settings, state, stop_after)
+        assert result is None
+        state = from_bytes(to_bytes(state), "x")  # as it comes back from a file
+        steps.append(state.step)
+    assert steps == sorted(set(steps))
+    assert steps[-1] < 15
+    weights, last_state, result = run(tiny, settings, state)
+    assert result.resumed_step == steps[-1]
+    for mine, others in zip(weights, whole, strict=True):
+        assert np.array_equal(mine, others)
+    assert last_state.arrays.keys() == whole_state.arrays.keys()
+    for key, array in last_state.arrays.items():
+        assert np.array_equal(array, whole_state.arrays[key]), key
+    assert untimed(result.history) == untimed(whole_result.history)
+
+
+def test_state_holds_every_variable_that_moves(tiny):
+    _, state, _ = run(tiny, config(model="cnn"), stop_after=1)
+    names = set(state.arrays)
+    for part in ("seed", "moving_mean", "momentum", "velocity", "iteration", "loss_sum", "hits"):
+        assert any(part in name for name in names), part
+
+
+def test_state_of_another_model_is_refused(tiny):
+    _, state, _ = run(tiny, config(), stop_after=1)
+    with pytest.raises(DataError, match="does not fit"):
+        run(tiny, config(model="cnn"), state)
 
 
 def test_loop_equals_a_plain_one_written_with_keras(tiny):
@@ -59,7 +146,7 @@ def test_loop_equals_a_plain_one_written_with_keras(tiny):
                 kernel.assign(kernel - 0.3 * optimizer.learning_rate * before[kernel.path])
             losses.append(float(loss))
     weights, result = trained(tiny, settings)
-    assert [epoch.loss for epoch in result.history] == pytest.approx(
+    assert [epoch["loss"] for epoch in result.history] == pytest.approx(
         [np.mean(losses[:5]), np.mean(losses[5:])], rel=1e-4
     )
     for mine, plain in zip(weights, net.get_weights(), strict=True):
@@ -93,8 +180,8 @@ def test_each_setting_reaches_the_loop(tiny, change):
 def test_accuracy_counts_each_step_once(tiny):
     _, result = trained(tiny, config(epochs=30, learning_rate=0.01))
     assert result.steps == 30 * 5
-    assert result.history[-1].accuracy == 1  # ninety images are soon learned by heart
-    assert result.history[0].accuracy < 0.9
+    assert result.history[-1]["accuracy"] == 1  # ninety images are soon learned by heart
+    assert result.history[0]["accuracy"] < 0.9
 
 
 @given(examples=st.integers(1, 300), batch=st.integers(1, 300), epoch=st.integers(0, 9))

@@ -48,6 +48,7 @@ def test_same_weights_are_the_same_bytes(net, saved):
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_files_of_the_original_project_load(net, tmp_path, library, whole):

@@ -1,0 +1,77 @@
+"""The flags of all commands: name, variable, type and what help says of each.
+
+Each flag can be given as an environment variable, `MNIST_JOB_` and its name: `MNIST_JOB_EPOCHS=3`.
+"""
+
+from typing import Annotated, Any
+
+import typer
+
+from job import config
+from job.progress import LogFormat
+
+
+def _flag(name: str, text: str) -> Any:
+    """Return the flag `--name`, which the environment can give as well."""
+    variable = "MNIST_JOB_" + name.upper().replace("-", "_")
+    return typer.Option(f"--{name}", envvar=variable, help=text)
+
+
+Data = Annotated[
+    str, _flag("data", "'mnist' (embedded), an .npz, or a folder with the four IDX files.")
+]
+Model = Annotated[config.ModelName, _flag("model", "Architecture.")]
+
+# Of train.
+Output = Annotated[
+    str, _flag("output", "Folder that runs are published in, each in one of its own.")
+]
+RunId = Annotated[
+    str | None,
+    _flag("run-id", "Name of the run; the same again is the same run. [default: a fresh one]"),
+]
+Epochs = Annotated[int, _flag("epochs", "Passes over the training set.")]
+BatchSize = Annotated[int, _flag("batch-size", "Examples per optimizer step.")]
+LearningRate = Annotated[
+    float, _flag("learning-rate", "Peak learning rate, reached after a tenth of all steps.")
+]
+Schedule = Annotated[config.Schedule, _flag("schedule", "How the learning rate falls after that.")]
+Seed = Annotated[int, _flag("seed", "Source of all randomness: the same seed, the same weights.")]
+WeightDecay = Annotated[
+    float, _flag("weight-decay", "Share of the learning rate by which kernels shrink a step.")
+]
+LabelSmoothing = Annotated[
+    float, _flag("label-smoothing", "Share of each target spread over all classes.")
+]
+Augment = Annotated[
+    config.Augmentation, _flag("augment", "'shift' moves training images by up to two pixels.")
+]
+Strategy = Annotated[
+    config.Strategy, _flag("strategy", "Device; 'auto' takes a GPU if there is one.")
+]
+Precision = Annotated[config.Precision, _flag("precision", "Numbers inside the hidden layers.")]
+CheckpointSeconds = Annotated[
+    float, _flag("checkpoint-seconds", "Save the training's state this often.")
+]
+TimeLimit = Annotated[
+    float | None,
+    _flag("time-limit", "Save and exit 75 after so many seconds, to be continued. [default: none]"),
+]
+Log = Annotated[
+    LogFormat, _flag("log", "'auto': text on a terminal, elsewhere JSON, one object a line.")
+]
+
+# Of evaluate and predict.
+Weights = Annotated[str, _flag("weights", "A model_weights.h5, or the folder of a run.")]
+Report = Annotated[
+    str | None, _flag("output", "Also write a metrics JSON: a file .json, or a folder.")
+]
+NumImages = Annotated[int, _flag("num-images", "How many test images to predict.")]
+Start = Annotated[int, _flag("start", "Index of the first test image, from 0.")]
+Image = Annotated[
+    list[str] | None,
+    _flag("image", "A PNG or JPEG of one digit, instead of test images; may be repeated."),
+]
+Figure = Annotated[
+    str | None, _flag("figure", "Also draw the images and predictions into this PNG.")
+]

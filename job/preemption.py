@@ -1,0 +1,69 @@
+"""SIGTERM and time limits -> a stop at a moment that loses nothing: the only user of signals.
+
+Where a run reads and writes it can be left at any instant, because whatever it writes appears whole
+or not at all; there a signal raises at once. TensorFlow and Keras swallow or wrap what is raised
+inside them, and the training loop holds work that exists nowhere else; so both run `deferred`: a
+signal is noted, the loop looks at `reason` between its chunks, saves, and stops.
+"""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from types import FrameType
+
+from job.errors import StoppedError, TemporaryError
+
+
+class Preemption:
+    """Knows whether the run has been asked to stop."""
+
+    def __init__(self, time_limit_seconds: float | None = None) -> None:
+        """Start the clock of the limit, which is None for no limit."""
+        self._deadline = (
+            None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
+        )
+        self._limit_seconds = time_limit_seconds
+        self._signal: int | None = None
+        self._deferring = False
+
+    def install(self) -> None:
+        """Take SIGTERM and SIGINT from now on, in the main thread of the process."""
+        signal.signal(signal.SIGTERM, self._handle)
+        signal.signal(signal.SIGINT, self._handle)
+
+    def reason(self, needed_seconds: float = 0) -> BaseException | None:
+        """Return what to raise after saving, or None to go on.
+
+        Args:
+            needed_seconds: how long the next piece of work takes; if the time limit would pass
+                meanwhile, that is a reason to stop now.
+        """
+        if self._signal == signal.SIGINT:
+            return KeyboardInterrupt()
+        if self._signal is not None:
+            return StoppedError("stopped by SIGTERM, the work is saved: run it again to go on")
+        if self._deadline is not None and time.monotonic() + needed_seconds > self._deadline:
+            return TemporaryError(
+                f"--time-limit {self._limit_seconds:g} reached, the work is saved: run it again to "
+                "go on"
+            )
+        return None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Only note signals inside this block; if one came, the block's end raises."""
+        outer, self._deferring = self._deferring, True
+        try:
+            yield
+        finally:
+            self._deferring = outer
+        if not outer and self._signal is not None and (reason := self.reason()) is not None:
+            raise reason
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        first = self._signal is None
+        self._signal = number if first else self._signal
+        if first and not self._deferring and (reason := self.reason()) is not None:
+            raise reason

@@ -1,0 +1,49 @@
+"""The drill: it passes where resume works, and fails where it doesn't."""
+
+import sys
+
+import pytest
+
+from job import drill
+from job.errors import JobError
+
+BROKEN = """
+import sys
+from job import loop
+from job.cli import main
+assign = loop.Loop.assign
+def forget(self, arrays):
+    assign(self, arrays)
+    self._optimizer.variables[{index}].assign_add({add})
+loop.Loop.assign = forget
+sys.exit(main(sys.argv[4:]))
+"""
+
+
+def test_drill_proves_resume(command, small_mnist):
+    flags = ["--data", small_mnist, "--epochs", 60, "--augment", "shift"]
+    proved = command("drill", *flags)
+    assert proved.code == 0, proved.err
+    lines = proved.out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "unbroken", "stopped", "resumed", "compared", "verdict"
+    ]  # fmt: skip
+    assert lines[-1] == "verdict    identical, bit for bit"
+
+
+def test_drill_notices_a_job_that_forgets(small_mnist, tmp_path, monkeypatch):
+    """One number of the optimizer's state is changed at each restore: Adam's first moment."""
+    script = tmp_path / "broken.sh"
+    code = BROKEN.format(index=2, add=1e-3)
+    (tmp_path / "broken.py").write_text(code)
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path}/broken.py x "$@"\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(JobError, match=r"drill failed: .* differs"):
+        drill.drill(["--data", small_mnist, "--epochs", "60"], lambda _: None)
+
+
+def test_drill_passes_on_what_a_training_says(command, tmp_path):
+    failed = command("drill", "--data", tmp_path / "nowhere.npz")
+    assert failed.code == 66
+    assert "nowhere.npz does not exist" in failed.err

@@ -1,0 +1,120 @@
+"""Real processes, really killed: whatever was killed goes on, and ends with the same bytes."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+EPOCHS = 60  # about a second of training on the small data
+
+
+def start(data: str, output: Path, run_id: str, *flags: str) -> subprocess.Popen[str]:
+    place = ["--data", data, "--output", str(output), "--run-id", run_id]
+    return subprocess.Popen(
+        [sys.executable, "-m", "job", "train", *place, "--epochs", str(EPOCHS), *flags],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen[str], event: str) -> None:
+    """Read the process's log up to `event`."""
+    for line in process.stdout:
+        if json.loads(line)["event"] == event:
+            return
+    pytest.fail(f"no {event}: {process.stderr.read()}")
+
+
+def finish(data: str, output: Path, run_id: str, *flags: str) -> tuple[int, str]:
+    process = start(data, output, run_id, *flags)
+    _, errors = process.communicate(timeout=120)
+    return process.returncode, errors
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_mnist, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("unbroken")
+    assert finish(small_mnist, output, "whole") == (0, "")
+    return output / "whole"
+
+
+def outcome(run: Path) -> tuple[bytes, bytes, list, dict]:
+    metrics = json.loads((run / "metrics.json").read_text())
+    history = [
+        {key: value for key, value in epoch.items() if "second" not in key}
+        for epoch in metrics["train"]["history"]
+    ]
+    weights, archive = ((run / name).read_bytes() for name in ("model_weights.h5", "model.keras"))
+    return weights, archive, history, metrics["test"]
+
+
+@pytest.mark.parametrize(
+    ("event", "delay"),
+    [(None, 0.5), ("attempt_started", 0.5), ("compiled", 0.1), ("compiled", 0.5), ("epoch", 0)],
+)
+def test_sigterm_at_any_stage_exits_143_and_loses_nothing(
+    small_mnist, tmp_path, unbroken, event, delay
+):
+    process = start(small_mnist, tmp_path, "r")
+    if event:
+        wait_for(process, event)
+    time.sleep(delay)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert process.returncode == (143 if event else -signal.SIGTERM) or "exit 143" in errors
+    assert not (tmp_path / "r" / "metrics.json").exists()
+    assert finish(small_mnist, tmp_path, "r") == (0, "")
+    assert outcome(tmp_path / "r") == outcome(unbroken)
+
+
+def test_sigterm_in_the_loop_goes_on_from_there(small_mnist, tmp_path):
+    process = start(small_mnist, tmp_path, "r")
+    wait_for(process, "epoch")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM, the work is saved" in errors
+    assert finish(small_mnist, tmp_path, "r")[0] == 0
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert metrics["attempts"] == 2
+    assert metrics["train"]["resumed_step"] >= 63
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sigkill_at_random_moments(small_mnist, tmp_path, unbroken, seed):
+    draw = random.Random(seed)
+    for _ in range(2):
+        process = start(small_mnist, tmp_path, "r", "--checkpoint-seconds", "0")
+        wait_for(process, "compiled")
+        time.sleep(draw.uniform(0, 1))
+        process.kill()
+        process.communicate()
+    assert finish(small_mnist, tmp_path, "r", "--checkpoint-seconds", "0") == (0, "")
+    assert outcome(tmp_path / "r") == outcome(unbroken)
+    assert len(list((tmp_path / "r" / "checkpoints").glob("*.safetensors"))) == 1
+
+
+def test_time_limit_exits_75_until_the_run_is_complete(small_mnist, tmp_path):
+    flags = ["--time-limit", "1"]  # has passed before the first step: each attempt does one chunk
+    code, errors = finish(small_mnist, tmp_path, "r", *flags)
+    assert code == 75
+    assert "--time-limit 1 reached, the work is saved" in errors
+    assert len(list((tmp_path / "r" / "checkpoints").iterdir())) == 1
+
+
+def test_threads_of_the_first_attempt_are_kept(small_mnist, tmp_path, unbroken):
+    """With another number of threads XLA would add in another order: other bits."""
+    process = start(small_mnist, tmp_path, "r")
+    wait_for(process, "epoch")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    one_core = ["taskset", "-c", "0", sys.executable, "-m", "job", "train", "--data", small_mnist]
+    place = ["--output", str(tmp_path), "--run-id", "r", "--epochs", str(EPOCHS)]
+    subprocess.run([*one_core, *place], check=True, capture_output=True, timeout=120)
+    assert outcome(tmp_path / "r") == outcome(unbroken)
