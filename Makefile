@@ -39,8 +39,9 @@ format: $(READY) ## Put the code into the project's format
 seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --epochs 5" to tune)
 	@$(BIN)/python scripts/bench/seeds.py $(ARGS)
 
-chaos: $(READY) ## Kill trainings with SIGKILL and SIGTERM and compare every byte (some 20 minutes)
-	@$(BIN)/python scripts/chaos/kill.py $(ARGS)
+chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (an hour)
+	@$(BIN)/python scripts/chaos/kill.py
+	@$(BIN)/python scripts/chaos/workers.py
 
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup

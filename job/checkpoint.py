@@ -152,8 +152,12 @@ class Checkpoints:
         Raises:
             OutputError: it can't be written.
         """
-        self._writer.shutdown(wait=True)
+        self.close()
         self._save(state)
+
+    def close(self) -> None:
+        """Wait for what is being written. Nothing can be offered after that."""
+        self._writer.shutdown(wait=True)
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` of the checkpoints known here.

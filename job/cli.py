@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, flags, uris
+from job import __version__, flags, pulse, uris
 from job.cluster import Cluster
 from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
 from job.errors import JobError, UsageError
@@ -43,6 +43,8 @@ def train(
     label_smoothing: flags.LabelSmoothing = RunConfig.label_smoothing,
     augment: flags.Augment = RunConfig.augment,
     strategy: flags.Strategy = RunConfig.strategy,
+    require_gpu: flags.RequireGpu = RunConfig.require_gpu,
+    peer_timeout: flags.PeerTimeout = RunConfig.peer_timeout,
     precision: flags.Precision = RunConfig.precision,
     checkpoint_seconds: flags.CheckpointSeconds = RunConfig.checkpoint_seconds,
     time_limit: flags.TimeLimit = RunConfig.time_limit,
@@ -50,11 +52,26 @@ def train(
 ) -> None:
     """Train a model, score it on all test images, and publish weights and metrics."""
     fields = {name: value for name, value in locals().items() if name != "log"}
-    cluster = Cluster.from_environment(os.environ)
-    run_id = run_id or cluster.job or fresh_run_id(model)
+    together = strategy in ("auto", "multiworker")
+    cluster = Cluster.from_environment(os.environ, together=together)
+    run_id = run_id or cluster.job
+    if run_id is None and cluster.workers.count > 1:
+        raise UsageError("--run-id is missing: several workers must all be given the same one")
+    run_id = run_id or fresh_run_id(model)
     config = RunConfig(**fields | {"run_id": run_id})
     preemption = Preemption(time_limit)
     preemption.install()
+    if cluster.workers.count > 1:
+        from job import publishing, supervision  # noqa: PLC0415
+
+        if pulse.is_supervised():
+            pulse.start()
+        elif publishing.finished(config) is None:
+            team = f"{config.run_id} {config.digest}"
+            code = supervision.supervise(
+                sys.argv[1:], cluster.workers, team, peer_timeout, preemption
+            )
+            raise typer.Exit(code)
     from job.run import train_run  # noqa: PLC0415
 
     train_run(config, cluster, preemption, Progress(log))
@@ -178,4 +195,8 @@ def _failed(message: str, code: int) -> int:
 
 def entry_point() -> None:
     """Run the command that the process was started with, and exit with its code."""
-    sys.exit(main())
+    code = main()
+    if pulse.is_supervised():
+        # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.
+        os._exit(code)
+    sys.exit(code)

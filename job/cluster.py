@@ -1,12 +1,37 @@
 """Where this process runs, as Kubernetes tells it: the only Kubernetes-aware Python."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from job.errors import ClusterError
+
+DEFAULT_PORT = 2222
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The processes that train one model together, and which of them this one is."""
+
+    addresses: tuple[str, ...] = ("localhost:0",)
+    """`host:port` of each worker's TensorFlow, by index."""
+    index: int = 0
+    """Place of this process among them; 0 is the chief, which alone writes."""
+
+    @property
+    def count(self) -> int:
+        """How many there are; 1 is a process on its own."""
+        return len(self.addresses)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process evaluates and publishes."""
+        return self.index == 0
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The job's own place in a cluster; every field is None on a laptop.
+    """The job's own place in a cluster; every name is None on a laptop.
 
     Kubernetes fills the variables from the downward API (see the manifests in `k8s/`).
     """
@@ -19,13 +44,88 @@ class Cluster:
     """Name of the node that the pod runs on."""
     image: str | None = None
     """Container image that the process was started from."""
+    workers: Workers = field(default_factory=Workers)
+    """Who trains together."""
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> "Cluster":
-        """Read the place from `environment`; an empty variable counts as unset."""
+    def from_environment(
+        cls, environment: Mapping[str, str], *, together: bool = True
+    ) -> "Cluster":
+        """Read the place from `environment`; an empty variable counts as unset.
+
+        Args:
+            environment: the process's.
+            together: look for workers to train with; else this process is on its own.
+
+        Raises:
+            ClusterError: it names workers, but not in a way that could work.
+        """
         return cls(
             job=environment.get("K8S_JOB_NAME") or None,
             pod=environment.get("K8S_POD_NAME") or None,
             node=environment.get("K8S_NODE_NAME") or None,
             image=environment.get("K8S_IMAGE") or None,
+            workers=_workers(environment) if together else Workers(),
         )
+
+    @property
+    def names(self) -> dict[str, str | None]:
+        """Job, pod, node and image, for the record."""
+        return {"job": self.job, "pod": self.pod, "node": self.node, "image": self.image}
+
+
+def _workers(environment: Mapping[str, str]) -> Workers:
+    """Return the workers of TF_CONFIG, else those of an Indexed Job, else this process alone."""
+    if text := environment.get("TF_CONFIG"):
+        return _of_tf_config(text)
+    if not environment.get("K8S_WORKERS"):
+        return Workers()
+    count = _integer(environment, "K8S_WORKERS", 1, 1_000)
+    if count == 1:
+        return Workers()
+    index = _integer(environment, "JOB_COMPLETION_INDEX", 0, count - 1)
+    port = _integer(environment, "K8S_WORKER_PORT", 1, 65_534, DEFAULT_PORT)
+    job, service = (environment.get(name) for name in ("K8S_JOB_NAME", "K8S_SERVICE_NAME"))
+    if not job or not service:
+        raise ClusterError(
+            f"K8S_WORKERS is {count}, but K8S_JOB_NAME is {job!r} and K8S_SERVICE_NAME "
+            f"{service!r}: set both, as k8s/train-multiworker.yaml does"
+        )
+    # So the pods of an Indexed Job are called where a headless Service is their subdomain.
+    return Workers(tuple(f"{job}-{i}.{service}:{port}" for i in range(count)), index)
+
+
+def _of_tf_config(text: str) -> Workers:
+    """Read {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": i}}."""
+    try:
+        config = json.loads(text)
+        groups, task = config["cluster"], config["task"]
+        addresses, index = groups["worker"], int(task["index"])
+        hosts_and_ports = [address.rpartition(":") for address in addresses]
+        valid = (
+            set(groups) == {"worker"}
+            and task["type"] == "worker"
+            and 0 <= index < len(addresses)
+            and all(host and 0 < int(port) < 65_535 for host, _, port in hosts_and_ports)
+            and len(set(addresses)) == len(addresses)
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise ClusterError(
+            f"TF_CONFIG {text[:200]!r} is not understood: give "
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+        )
+    return Workers(tuple(addresses), index) if len(addresses) > 1 else Workers()
+
+
+def _integer(
+    environment: Mapping[str, str], name: str, lowest: int, highest: int, default: int | None = None
+) -> int:
+    text = environment.get(name) or (None if default is None else str(default))
+    if text is None or not text.isdecimal() or not lowest <= int(text) <= highest:
+        raise ClusterError(
+            f"{name} must be a whole number from {lowest:,} to {highest:,}, not {text!r}: "
+            "k8s/train-multiworker.yaml shows how the workers' variables are set"
+        )
+    return int(text)

@@ -18,7 +18,7 @@ from job.errors import UsageError
 ModelName = Literal["mlp", "cnn"]
 Schedule = Literal["linear", "cosine", "constant"]
 Augmentation = Literal["none", "shift"]
-Strategy = Literal["auto", "cpu", "gpu"]
+Strategy = Literal["auto", "cpu", "gpu", "mirrored", "multiworker"]
 Precision = Literal["float32", "mixed_bfloat16"]
 
 EMBEDDED_DATA = "mnist"
@@ -27,7 +27,10 @@ RESERVED_RUN_IDS = ("champion",)  # holds the log of promoted models, beside the
 # Also a legal Kubernetes label value and one segment of any object name.
 _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # Where a run goes, and what it runs on, don't change which run it is.
-_NOT_IDENTITY = ("output", "run_id", "strategy", "checkpoint_seconds", "time_limit")
+_NOT_IDENTITY = (
+    *("output", "run_id", "strategy", "require_gpu"),
+    *("checkpoint_seconds", "time_limit", "peer_timeout"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,9 @@ class RunConfig:
     model: ModelName = "mlp"
     """Name of an architecture in `job.model`."""
     strategy: Strategy = "auto"
-    """The device to train on; `auto` takes a GPU if there is one."""
+    """What to train on; `auto` takes all workers if there are several, else all GPUs, else CPU."""
+    require_gpu: bool = False
+    """Refuse to train without a GPU."""
     precision: Precision = "float32"
     """Numbers inside the layers; weights are kept and published as float32 either way."""
     seed: int = 0
@@ -68,6 +73,8 @@ class RunConfig:
     """Save the state of the training this often; it is saved at every stop as well."""
     time_limit: float | None = None
     """Seconds after which to save and stop, to be continued by the same command."""
+    peer_timeout: float = 45.0
+    """Seconds to wait for the other workers before the training starts."""
     augment: Augmentation = "none"
     """`shift` moves each training image by up to two pixels, anew in every epoch."""
 
@@ -89,6 +96,11 @@ class RunConfig:
         _check_real("--checkpoint-seconds", self.checkpoint_seconds, "from 0 to 86400", 0, 86_400)
         if self.time_limit is not None:
             _check_real("--time-limit", self.time_limit, "from 1 to 10000000", 1, 1e7)
+        _check_real("--peer-timeout", self.peer_timeout, "from 1 to 86400", 1, 86_400)
+        if not isinstance(self.require_gpu, bool):
+            raise UsageError(f"--require-gpu must be given or not, not {self.require_gpu!r}")
+        if self.require_gpu and self.strategy == "cpu":
+            raise UsageError("--require-gpu and --strategy cpu exclude each other: drop one")
         _check_real("--weight-decay", self.weight_decay, "from 0 to 10", 0, 10)
         _check_real("--label-smoothing", self.label_smoothing, "from 0 to 0.9", 0, 0.9)
         for name in ("learning_rate", "weight_decay", "label_smoothing"):

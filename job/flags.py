@@ -47,7 +47,12 @@ Augment = Annotated[
     config.Augmentation, _flag("augment", "'shift' moves training images by up to two pixels.")
 ]
 Strategy = Annotated[
-    config.Strategy, _flag("strategy", "Device; 'auto' takes a GPU if there is one.")
+    config.Strategy,
+    _flag("strategy", "'auto' takes all workers there are, else all GPUs, else the CPU."),
+]
+RequireGpu = Annotated[bool, _flag("require-gpu", "Refuse (exit 78) to train without a GPU.")]
+PeerTimeout = Annotated[
+    float, _flag("peer-timeout", "Seconds to wait for the other workers at the start.")
 ]
 Precision = Annotated[config.Precision, _flag("precision", "Numbers inside the hidden layers.")]
 CheckpointSeconds = Annotated[

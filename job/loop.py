@@ -1,10 +1,13 @@
-"""Optimizer steps as one compiled program that lies on the device with its data.
+"""Optimizer steps as one compiled program that lies on the devices with the data.
 
 A call takes the order of examples of an epoch and its learning rates, and gathers, scales,
-augments, differentiates and updates in one loop inside XLA: Python is not in it, which for a small
-net is most of the time that Keras' `fit` takes.
+augments, differentiates and updates in one loop: Python is not in it, which for a small net is
+most of the time that Keras' `fit` takes. On one device XLA may compile all of it. Of several
+replicas each takes its share of every batch, XLA may compile what each does alone, and one
+all-reduce a step adds up their gradients.
 """
 
+import math
 from typing import Any
 
 import keras
@@ -17,6 +20,13 @@ from job.config import RunConfig
 from job.data import Dataset
 from job.errors import DataError
 from job.model import PIXEL_SCALE, xla_on_cpu
+
+
+class _Adam(keras.optimizers.Adam):  # type: ignore[misc]  # Keras has no types
+    """Adam that is given gradients which are summed over all replicas already."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return list(grads_and_vars)
 
 
 class Loop:
@@ -36,23 +46,28 @@ class Loop:
         """Put the training data on the device of `strategy`, in whose scope `model` was made."""
         self._model = model
         self._strategy = strategy
+        self._replicas = strategy.num_replicas_in_sync
         self._batch_size = config.batch_size
+        self._share = math.ceil(config.batch_size / self._replicas)
         self._classes = dataset.classes
         self._seed = config.seed
         self._label_smoothing = config.label_smoothing
         self._transform = TRANSFORMS[config.augment]
         with strategy.scope():
-            self._optimizer = keras.optimizers.Adam(
-                weight_decay=config.weight_decay or None, name="adam"
-            )
+            self._optimizer = _Adam(weight_decay=config.weight_decay or None, name="adam")
             self._optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
             self._optimizer.build(model.trainable_variables)
-        with tf.device(strategy.extended.worker_devices[0]):
-            # Arguments, not closures: captured constants would be embedded in the program.
-            self._resident = tf.constant(dataset.x_train), tf.constant(dataset.y_train)
+        # Arguments, not closures: captured constants would be embedded in the program.
+        self._resident = _on_each(strategy, dataset.x_train), _on_each(strategy, dataset.y_train)
         on_cpu = "CPU" in strategy.extended.worker_devices[0].upper()
         xla = xla_on_cpu(config.model) or not on_cpu
-        self._program = tf.function(self._on_device, jit_compile=xla, autograph=False)
+        alone = self._replicas == 1  # XLA knows no exchange between replicas
+        self._program = tf.function(self._steps, jit_compile=xla and alone, autograph=False)
+        self._gradients = (
+            tf.function(self._differentiate, jit_compile=True, autograph=False)
+            if xla and not alone
+            else self._differentiate
+        )
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -78,6 +93,8 @@ class Loop:
         """
         numbers = [tf.constant(number, tf.int32) for number in (epoch_start, first, first + count)]
         sums = tf.constant(self._loss_sum), tf.constant(self._hits)
+        # Where the replicas don't divide the batch, some examples fill it up, and don't count.
+        order = np.pad(order, [(0, 0), (0, self._share * self._replicas - order.shape[1])], "wrap")
         loss_sum, hits = self._program(
             *self._resident, tf.constant(order), tf.constant(rates), *numbers, *sums
         )
@@ -124,10 +141,6 @@ class Loop:
             for index, variable in enumerate(owner.variables)
         }
 
-    def _on_device(self, *arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        loss_sum, hits = self._strategy.run(self._steps, arguments)
-        return loss_sum, hits
-
     def _steps(
         self,
         images: tf.Tensor,
@@ -141,11 +154,12 @@ class Loop:
         hits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         def body(i: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            # Slices of static size: with traced bounds XLA would copy the whole order each step.
-            batch = tf.reshape(tf.slice(order, [i, 0], [1, self._batch_size]), [self._batch_size])
             self._optimizer.learning_rate.assign(tf.reshape(tf.slice(rates, [i], [1]), []))
-            loss, step_hits = self._step(
-                tf.gather(images, batch), tf.gather(labels, batch), epoch_start + i
+            arguments = images, labels, order, i, epoch_start + i
+            # The same on every replica, so that of the first will do.
+            loss, step_hits = (
+                self._strategy.experimental_local_results(result)[0]
+                for result in self._strategy.run(self._step, arguments)
             )
             return i + 1, loss_sum + loss, hits + step_hits
 
@@ -155,18 +169,68 @@ class Loop:
         return loss_sum, hits
 
     def _step(
-        self, images: tf.Tensor, labels: tf.Tensor, number: tf.Tensor
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: tf.Tensor,
+        i: tf.Tensor,
+        number: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Do optimizer step `number` of the run, and return its mean loss and its hits."""
-        images = self._transform(images, tf.stack([self._seed, number]))
+        """Do a replica's part of optimizer step `number`; return the step's mean loss and hits."""
+        replica = tf.distribute.get_replica_context()
+        start = replica.replica_id_in_sync_group * self._share
+        # Slices of static size: with traced bounds XLA would copy the whole order each step.
+        batch = tf.reshape(tf.slice(order, [i, start], [1, self._share]), [self._share])
+        loss, hits, *gradients = self._gradients(
+            tf.gather(images, batch), tf.gather(labels, batch), start, number
+        )
+        if self._replicas > 1:
+            parts = [loss, tf.cast(hits, tf.float32), *gradients]
+            flat = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+            total = replica.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+            pieces = tf.split(total, [part.shape.num_elements() for part in parts])
+            loss, float_hits, *gradients = (
+                tf.reshape(piece, part.shape) for piece, part in zip(pieces, parts, strict=True)
+            )
+            hits = tf.cast(float_hits, tf.int32)
+        self._optimizer.apply(gradients, self._model.trainable_variables)
+        return loss, hits
+
+    def _differentiate(
+        self, images: tf.Tensor, labels: tf.Tensor, start: tf.Tensor, number: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        """Return what a replica's share of a batch adds to the mean loss, its hits and gradients.
+
+        Args:
+            images: uint8, shape (share, *image_shape).
+            labels: int32, shape (share,).
+            start: place in the batch of the first of them.
+            number: optimizer steps done before.
+        """
+        seed = tf.stack([self._seed, number])
+        images = self._transform(images, seed, start, self._batch_size)
         pixels = tf.cast(images, tf.float32) * PIXEL_SCALE
         off = self._label_smoothing / self._classes
         on = 1 - self._label_smoothing + off
         targets = tf.one_hot(labels, self._classes, on_value=on, off_value=off)
+        counts = start + tf.range(self._share) < self._batch_size
         with tf.GradientTape() as tape:
             logits = self._model(pixels, training=True)
-            loss = tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            if self._share * self._replicas > self._batch_size:
+                losses = tf.where(counts, losses, 0)
+            loss = tf.reduce_sum(losses) / self._batch_size
         gradients = tape.gradient(loss, self._model.trainable_variables)
-        self._optimizer.apply(gradients, self._model.trainable_variables)
-        hits = tf.argmax(logits, axis=1, output_type=tf.int32) == labels
-        return loss, tf.reduce_sum(tf.cast(hits, tf.int32))
+        right = (tf.argmax(logits, axis=1, output_type=tf.int32) == labels) & counts
+        return loss, tf.reduce_sum(tf.cast(right, tf.int32)), *gradients
+
+
+def _on_each(strategy: tf.distribute.Strategy, array: npt.NDArray[Any]) -> tf.Tensor:
+    """Return a copy of `array` on each device of this machine that `strategy` computes on."""
+    devices = strategy.extended.worker_devices
+
+    def place(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+        with tf.device(devices[context.replica_id_in_sync_group % len(devices)]):
+            return tf.constant(array)
+
+    return strategy.experimental_distribute_values_from_function(place)

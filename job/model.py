@@ -107,7 +107,9 @@ def _cnn(pixels: keras.KerasTensor, classes: int, layers: _Layers) -> keras.Kera
         hidden = layers.convolution(filters, f"convolution_{block}")(hidden)
         name = f"normalization_{block}"
         # Keras' 0.99 forgets its start only after hundreds of steps: too late for short runs.
-        hidden = layers.plain(keras.layers.BatchNormalization, name, momentum=0.9)(hidden)
+        hidden = layers.plain(
+            keras.layers.BatchNormalization, name, momentum=0.9, synchronized=True
+        )(hidden)
         hidden = layers.plain(keras.layers.ReLU, f"relu_{block}")(hidden)
         pool = layers.plain(keras.layers.MaxPooling2D, f"pool_{block}", padding="same")
         hidden = pool(hidden)

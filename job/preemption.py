@@ -7,12 +7,16 @@ signal is noted, the loop looks at `reason` between its chunks, saves, and stops
 """
 
 import contextlib
+import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
 
 from job.errors import StoppedError, TemporaryError
+
+_REPEAT_SECONDS = 0.5
 
 
 class Preemption:
@@ -60,6 +64,31 @@ class Preemption:
             self._deferring = outer
         if not outer and self._signal is not None and (reason := self.reason()) is not None:
             raise reason
+
+    @contextlib.contextmanager
+    def passed_on(self, process_id: int) -> Iterator[None]:
+        """Pass signals on to the process `process_id` inside this block, until it has ended.
+
+        They are repeated, since TensorFlow takes SIGTERM for itself for a moment
+        while workers connect; a process like this one heeds the first only.
+        """
+        over = threading.Event()
+
+        def pass_on() -> None:
+            while not over.wait(_REPEAT_SECONDS):
+                if self._signal is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(process_id, self._signal)
+
+        repeater = threading.Thread(target=pass_on, daemon=True, name="signals")
+        outer, self._deferring = self._deferring, True
+        repeater.start()
+        try:
+            yield
+        finally:
+            over.set()
+            repeater.join()
+            self._deferring = outer
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -114,6 +114,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "checkpoint_saved": lambda _: "",  # no news to a person
     "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
     "checkpoint_failed": lambda details: f"warning    no checkpoint: {details['reason']}",
+    "worker_done": lambda details: (
+        f"worker {details['worker']} is done, and the chief has published"
+    ),
     "complete": _complete,
     "already_complete": _already_complete,
 }

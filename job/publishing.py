@@ -11,7 +11,7 @@ with it.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from job import storage, uris
@@ -69,7 +69,7 @@ def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -
         "config_sha256": config.digest,
         "config": config.identity,
         "data_fingerprint": fingerprint,
-        **asdict(cluster),
+        **cluster.names,
     }
     for number in range(1, _MAX_ATTEMPTS + 1):
         uri = uris.join(config.run_uri, "attempts", f"{number:04}.json")

@@ -5,6 +5,7 @@ a finished run, bad data, an output that can't be written. The rooms that need T
 imported after that.
 """
 
+import contextlib
 import os
 import platform
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from job import __version__, data, publishing, runtime
 from job.checkpoint import Checkpoints, State
 from job.cluster import Cluster
 from job.config import RunConfig
+from job.errors import TemporaryError
 from job.preemption import Preemption
 from job.progress import Progress
 
@@ -26,10 +28,12 @@ SCHEMA_VERSION = 1
 
 def train_run(
     config: RunConfig, cluster: Cluster, preemption: Preemption, progress: Progress
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Train, evaluate and publish the run that `config` names, and return its metrics.
 
-    A run that was stopped goes on where it was; one that is complete already is left as it is.
+    A run that was stopped goes on where it was; one that is complete already is left as it is. Of
+    several workers all train and the chief does the rest; the others return when it has published,
+    without metrics where they can't see the output.
 
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.
@@ -43,24 +47,26 @@ def train_run(
     dataset = data.load(config.data)
     config.check_examples(len(dataset.x_train))
     progress.event("data_loaded", **dataset.facts())
-    attempt = publishing.claim(config, dataset.fingerprint, cluster, started)
-    progress.event("attempt_started", run=config.run_uri, attempt=attempt)
     checkpoints = Checkpoints(config.run_uri, config.checkpoint_seconds, progress)
-    owner = {"config": config.digest, "data": dataset.fingerprint}
-    state = checkpoints.restore(owner) if attempt > 1 else None
-    if state is None:
-        state = State(owner, runtime.available_cores())
-    else:
-        progress.event("resumed", step=state.step, cores=state.cores)
+    state = State({"config": config.digest, "data": dataset.fingerprint}, runtime.available_cores())
+    attempt = 0
+    if cluster.workers.is_chief:
+        attempt = publishing.claim(config, dataset.fingerprint, cluster, started)
+        progress.event("attempt_started", run=config.run_uri, attempt=attempt)
+        if attempt > 1 and (restored := checkpoints.restore(state.owner)) is not None:
+            progress.event("resumed", step=restored.step, cores=restored.cores)
+            state = restored
     load_seconds = watch.lap()
 
     with preemption.deferred():
         runtime.prepare_tensorflow(state.cores)
         runtime.import_tensorflow()
         from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
+        from job.team import Team  # noqa: PLC0415
 
         import_seconds = watch.lap()
-        chosen = strategy.choose(config.strategy)
+        chosen = strategy.choose(config.strategy, cluster.workers, require_gpu=config.require_gpu)
+        preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow
         environment = _environment(strategy.describe(chosen), state.cores, cluster)
         progress.event("device_chosen", devices=environment["devices"], cores=environment["cores"])
         with chosen.scope():
@@ -71,13 +77,19 @@ def train_run(
                 seed=config.seed,
                 precision=config.precision,
             )
-    trained = training.train(net, dataset, config, chosen, checkpoints, state, preemption, progress)
+        team = Team(chosen, cluster.workers)
+        team.check_alike("data", dataset.fingerprint)
+    trained = training.train(net, dataset, config, team, checkpoints, state, preemption, progress)
+    if not team.is_chief:
+        team.wait()  # until the chief has published: what it can't do, all must do again
+        progress.event("worker_done", worker=cluster.workers.index)
+        return publishing.finished(config)
 
     with preemption.deferred():
         watch.lap()
+        final = model.for_publishing(net)
         scores = evaluation.evaluate(net, dataset.x_test, dataset.y_test)
         evaluate_seconds = watch.lap()
-        final = model.for_publishing(net)
         files = {
             publishing.WEIGHTS: weights.to_hdf5(final),
             publishing.ARCHIVE: weights.to_keras_archive(final),
@@ -123,6 +135,8 @@ def train_run(
         },
     )
     checkpoints.prune(keep=1)
+    with contextlib.suppress(TemporaryError):  # published is published, whoever is still there
+        team.wait()
     progress.event("complete", **_summary(config, document))
     return document
 
@@ -137,8 +151,10 @@ def _environment(devices: "Devices", cores: int, cluster: Cluster) -> dict[str, 
         "platform": runtime.platform_name(),
         "cores": cores,
         "strategy": devices.strategy,
+        "workers": cluster.workers.count,
+        "replicas": devices.replicas,
         "devices": list(devices.devices),
-        **asdict(cluster),
+        **cluster.names,
     }
 
 

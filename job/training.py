@@ -6,23 +6,24 @@ epoch, step), so where chunks end, or where one process stops and another goes o
 bit of the result.
 """
 
+import contextlib
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 import numpy.typing as npt
-import tensorflow as tf
 
 from job.checkpoint import Checkpoints, State
 from job.config import RunConfig
 from job.data import Dataset
-from job.errors import UsageError
+from job.errors import TemporaryError, UsageError
 from job.loop import Loop
 from job.preemption import Preemption
 from job.progress import Progress
+from job.team import Team
 
 WARMUP_SHARE = 0.1  # of all steps: Adam's second moments are noise before it has seen some
 CHUNK_SECONDS = 0.5  # a stop waits for a chunk at most, and a chunk's start costs a millisecond
@@ -55,17 +56,20 @@ class Training:
     compile_seconds: float
     train_seconds: float
     """Over all attempts."""
-    images_per_second: float
-    """Median over the epochs."""
     history: tuple[dict[str, Any], ...]
     """An `Epoch` as a dictionary, for each."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Median over the epochs."""
+        return float(np.median([epoch["images_per_second"] for epoch in self.history]))
 
 
 def train(
     model: keras.Model,
     dataset: Dataset,
     config: RunConfig,
-    strategy: tf.distribute.Strategy,
+    team: Team,
     checkpoints: Checkpoints,
     start: State,
     preemption: Preemption,
@@ -77,7 +81,7 @@ def train(
         model: logits model made in the scope of `strategy`.
         dataset: its training part is used; the test part is not looked at.
         config: epochs, batch size, schedule, augmentation and seed.
-        strategy: where `model` lies.
+        team: this worker and those it trains with; `model` lies where its strategy put it.
         checkpoints: takes the state of the run when that is due, and at the end.
         start: where to begin: a state restored from `checkpoints`, or one of step 0.
         preemption: asked between chunks whether to stop.
@@ -90,18 +94,16 @@ def train(
     steps_per_epoch = math.ceil(len(dataset.x_train) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
     rates = learning_rates(config, total_steps).reshape(config.epochs, steps_per_epoch)
-    with preemption.deferred():  # until the last save, work exists nowhere else
+    # Until the last save, work exists nowhere else.
+    with preemption.deferred(), team.losing_nobody(), contextlib.closing(checkpoints):
         compile_started = time.perf_counter()
-        loop = Loop(model, dataset, config, strategy)
+        loop = Loop(model, dataset, config, team.strategy)
         loop.run(np.zeros((steps_per_epoch, config.batch_size), np.int32), rates[0], 0, 0, 0)
         compile_seconds = time.perf_counter() - compile_started
         progress.event(
             "compiled", model=model.name, parameters=model.count_params(), seconds=compile_seconds
         )
-        if start.step:
-            loop.assign(start.arrays)
-
-        state = start
+        state = _chief_state(start, loop, team)
         order = np.empty(0, np.int32)
         chunk = 1
         while state.step < total_steps:
@@ -120,23 +122,41 @@ def train(
                     loop, rates[epoch], epoch, order.size, state.epoch_seconds, config
                 )
                 state = state.after_epoch(asdict(finished))
-                progress.event("epoch", epochs=config.epochs, **asdict(finished))
-            if (reason := preemption.reason(2 * seconds)) is not None:
-                checkpoints.save(state.holding(loop.arrays()))
-                raise reason
-            checkpoints.offer(lambda: state.holding(loop.arrays()))  # noqa: B023  called at once
+                if team.is_chief:
+                    progress.event("epoch", epochs=config.epochs, **asdict(finished))
+            reason = preemption.reason(2 * seconds)
+            # All workers must do as many steps as each other, and stop after the same one.
+            stops, seconds_of_all = team.total([reason is not None, seconds])
+            if stops:
+                if team.is_chief:
+                    checkpoints.save(state.holding(loop.arrays()))
+                team.wait()
+                raise reason or TemporaryError(
+                    "another worker was asked to stop, the work is saved: run all of them again"
+                )
+            if team.is_chief:
+                checkpoints.offer(lambda: state.holding(loop.arrays()))  # noqa: B023  called at once
             # Grow towards the wanted length, but not in one leap from a first, cold step.
-            chunk = max(1, min(8 * chunk, int(count * CHUNK_SECONDS / seconds)))
-        checkpoints.save(state.holding(loop.arrays()))
+            chunk = max(1, min(8 * chunk, int(count * CHUNK_SECONDS * team.size / seconds_of_all)))
+        if team.is_chief:
+            checkpoints.save(state.holding(loop.arrays()))
     return Training(
         epochs=config.epochs,
         steps=total_steps,
         resumed_step=start.step,
         compile_seconds=compile_seconds,
         train_seconds=state.train_seconds,
-        images_per_second=float(np.median([done["images_per_second"] for done in state.history])),
         history=state.history,
     )
+
+
+def _chief_state(start: State, loop: Loop, team: Team) -> State:
+    """Put the chief's state into the loop of every worker, and return where to begin."""
+    step = int(team.from_chief({"step": np.array(start.step)})["step"])
+    if step == 0:
+        return start
+    loop.assign(team.from_chief(start.arrays if team.is_chief else loop.arrays()))
+    return replace(start, step=step, arrays={})
 
 
 def _epoch(

@@ -1,6 +1,7 @@
 """What many tests share: small real data, one trained run, and the command line as a function."""
 
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,26 @@ class Finished:
     err: str
 
 
+def free_ports(count: int) -> list[int]:
+    """Return ports of which each, and the one after it, is free; below those that systems give."""
+    candidates = iter(range(10_000 + os.getpid() % 1_000 * 20, 32_000, 2))
+    found: list[int] = []
+    while len(found) < count:
+        port = next(candidates)
+        try:
+            for number in (port, port + 1):
+                socket.create_server(("127.0.0.1", number)).close()
+        except OSError:
+            continue
+        found.append(port)
+    return found
+
+
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the developer's flags and a cluster's variables out of the tests."""
     for name in list(os.environ):
-        if name.startswith(("MNIST_JOB_", "K8S_")):
+        if name.startswith(("MNIST_JOB_", "K8S_")) or name in {"TF_CONFIG", "JOB_COMPLETION_INDEX"}:
             monkeypatch.delenv(name)
 
 

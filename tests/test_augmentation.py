@@ -8,7 +8,7 @@ from job import augmentation
 
 
 def shifted(images, seed=(0, 0)):
-    return augmentation.shift(tf.constant(images), tf.constant(seed)).numpy()
+    return augmentation.shift(tf.constant(images), tf.constant(seed), 0, len(images)).numpy()
 
 
 @pytest.mark.parametrize("channels", [(), (3,)])
@@ -40,9 +40,17 @@ def test_compiled_and_eager_draw_the_same():
     """A resumed run must not depend on how its loop was compiled."""
     images = np.arange(50 * 81, dtype=np.float32).reshape(50, 9, 9)
     compiled = tf.function(augmentation.shift, jit_compile=True, autograph=False)
-    assert np.array_equal(shifted(images, (3, 4)), compiled(images, tf.constant((3, 4))).numpy())
+    alike = compiled(tf.constant(images), tf.constant((3, 4)), tf.constant(0), 50)
+    assert np.array_equal(shifted(images, (3, 4)), alike.numpy())
+
+
+def test_a_share_of_a_batch_is_moved_as_in_the_whole():
+    """Replicas take their shares of a batch, and must see what one device would."""
+    images = np.arange(50 * 81, dtype=np.float32).reshape(50, 9, 9)
+    share = augmentation.shift(tf.constant(images[20:30]), tf.constant((3, 4)), 20, 50)
+    assert np.array_equal(shifted(images, (3, 4))[20:30], share.numpy())
 
 
 def test_none_changes_nothing():
     images = tf.ones((2, 3, 3))
-    assert augmentation.none(images, tf.constant((0, 0))) is images
+    assert augmentation.none(images, tf.constant((0, 0)), 0, 2) is images

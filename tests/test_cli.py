@@ -13,8 +13,8 @@ from job import cli, run, scoring
 
 TRAIN_FLAGS = [
     "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
-    "seed", "weight-decay", "label-smoothing", "augment", "strategy", "precision",
-    "checkpoint-seconds", "time-limit", "log",
+    "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
+    "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log",
 ]  # fmt: skip
 EVALUATE_FLAGS = ["weights", "data", "model", "output"]
 PREDICT_FLAGS = ["weights", "data", "model", "num-images", "start", "image", "figure"]
@@ -56,6 +56,8 @@ def assert_one_line(finished, code, *words):
         ("--label-smoothing nan", "nan"),
         ("--checkpoint-seconds -1", "--checkpoint-seconds"),
         ("--checkpoint-seconds nan", "nan"),
+        ("--peer-timeout 0", "--peer-timeout"),
+        ("--require-gpu --strategy cpu", "--require-gpu"),
         ("--time-limit 0", "--time-limit"),
         ("--time-limit nan", "nan"),
         ("--seed -1", "--seed"),
@@ -136,6 +138,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
         "data": "d.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
         "batch_size": 5, "learning_rate": 0.5, "schedule": "cosine", "seed": 9,
         "weight_decay": 0.5, "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu",
+        "require_gpu": False, "peer_timeout": 9.5,
         "precision": "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
     }  # fmt: skip
     for name, value in values.items():
@@ -270,9 +273,25 @@ def test_output_that_cannot_be_written(command, small_mnist, tmp_path):
 
 def test_gpu_that_is_not_there(command, small_mnist, tmp_path):
     flags = ["--data", small_mnist, "--output", tmp_path, "--log", "text"]
-    failed = command("train", *flags, "--strategy", "gpu")
+    for asked in (["--strategy", "gpu"], ["--require-gpu"]):
+        failed = command("train", *flags, *asked)
+        assert failed.code == 78
+        assert failed.err.count("\n") == 1
+        assert asked[0] in failed.err
+
+
+def test_workers_must_agree_on_a_run_id(command, monkeypatch):
+    task = {"type": "worker", "index": 0}
+    config = {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": task}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    assert_one_line(command("train"), 64, "--run-id")
+
+
+def test_workers_that_are_not_there(command, small_mnist, tmp_path):
+    flags = ["--data", small_mnist, "--output", tmp_path, "--log", "text"]
+    failed = command("train", *flags, "--strategy", "multiworker")
     assert failed.code == 78
-    assert failed.err.count("\n") == 1
+    assert "--strategy multiworker" in failed.err
 
 
 def test_codes_of_the_command_line_are_named_once():

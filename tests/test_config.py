@@ -22,7 +22,10 @@ from job.errors import UsageError
 
 CONFIG = RunConfig(run_id="r1", epochs=10, seed=0)
 FIELDS = [field.name for field in fields(RunConfig)]
-NOT_IDENTITY = {"output", "run_id", "strategy", "checkpoint_seconds", "time_limit"}
+NOT_IDENTITY = {
+    *("output", "run_id", "strategy", "require_gpu"),
+    *("checkpoint_seconds", "time_limit", "peer_timeout"),
+}
 
 # A legal value of each field that differs from the default.
 OTHER: dict[str, Any] = {
@@ -31,6 +34,8 @@ OTHER: dict[str, Any] = {
     "data": "other.npz",
     "model": "cnn",
     "strategy": "cpu",
+    "require_gpu": True,
+    "peer_timeout": 99.0,
     "checkpoint_seconds": 7.5,
     "time_limit": 3_600.0,
     "precision": "mixed_bfloat16",
@@ -54,6 +59,8 @@ WRONG: list[tuple[str, Any]] = [
     *[("label_smoothing", value) for value in (-1e-9, 0.9001, 1.0, math.nan, math.inf, -math.inf)],
     *[("checkpoint_seconds", value) for value in (-1e-9, 86_400.1, math.nan, math.inf)],
     *[("time_limit", value) for value in (0.0, 0.99, -5.0, 1e7 + 1, math.nan, math.inf)],
+    *[("peer_timeout", value) for value in (0.0, -1.0, 86_401, math.nan, math.inf)],
+    *[("require_gpu", value) for value in ("", "yes", None, 1)],
     *[("model", value) for value in ("", "MLP", "mlp ", "resnet", None, 1)],
     *[("strategy", value) for value in ("", "tpu", "GPU", "cpu,gpu", None, True)],
     *[("precision", value) for value in ("", "float16", "float64", "bfloat16", None)],
@@ -78,6 +85,8 @@ BOUNDARIES: list[tuple[str, Any]] = [
     ("weight_decay", 10.0),
     ("label_smoothing", 0.0),
     ("label_smoothing", 0.9),
+    ("peer_timeout", 1.0),
+    ("peer_timeout", 86_400.0),
     ("checkpoint_seconds", 0.0),
     ("checkpoint_seconds", 86_400.0),
     ("time_limit", None),
@@ -140,6 +149,11 @@ def test_a_wrong_uri_is_refused_by_name_without_echo(field: str, flag: str, uri:
         replace(CONFIG, **{field: uri})
     assert str(caught.value).startswith(f"{flag} ")
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_gpu_is_not_required_of_a_cpu() -> None:
+    with pytest.raises(UsageError, match="--require-gpu and --strategy cpu"):
+        replace(CONFIG, strategy="cpu", require_gpu=True)
 
 
 def test_the_embedded_data_set_needs_no_uri() -> None:

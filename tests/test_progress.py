@@ -80,6 +80,7 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         {"step": 9_375, "cores": 2},
         "resumed    after step 9,375, with 2 threads as before",
     ),
+    ("worker_done", {"worker": 2}, "worker 2 is done, and the chief has published"),
     (
         "checkpoint_failed",
         {"step": 1, "reason": "no space left on device"},

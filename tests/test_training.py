@@ -19,6 +19,7 @@ from job.data import Dataset
 from job.errors import DataError, StoppedError
 from job.preemption import Preemption
 from job.progress import Progress
+from job.team import Team
 
 
 def config(**changes) -> RunConfig:
@@ -42,6 +43,9 @@ class Memory(Checkpoints):
 
     def save(self, state):
         self.state = state
+
+    def close(self):
+        pass
 
 
 class StopAfter(Preemption):
@@ -69,7 +73,7 @@ def run(dataset, settings, start=None, stop_after=0):
         preemption = StopAfter(stop_after)
         progress = Progress("json", io.StringIO())
         result = training.train(
-            net, dataset, settings, chosen, checkpoints, begin, preemption, progress
+            net, dataset, settings, Team(chosen), checkpoints, begin, preemption, progress
         )
     return net.get_weights(), checkpoints.state, result
 

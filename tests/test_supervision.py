@@ -1,0 +1,93 @@
+"""A worker is taken from its team; nobody waits for ever, and the run goes on. For real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY, free_ports
+
+
+@pytest.mark.parametrize("harm", ["killed", "frozen", "missing"])
+def test_a_lost_worker_ends_all_with_75_and_the_run_goes_on(harm):
+    """The short version of `make chaos`, which does this ten times with two and three workers."""
+    script = str(REPOSITORY / "scripts" / "chaos" / "workers.py")
+    flags = ["--times", "1", "--workers", "2", "--harms", harm, "--peer-timeout", "5"]
+    done = subprocess.run(
+        [sys.executable, script, *flags], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def worker(small_mnist, tmp_path):
+    """Return a function that starts worker `index` of two; those left are killed at the end."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    started = []
+
+    def start(index: int, *flags: str) -> subprocess.Popen:
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        words = ["--data", small_mnist, "--output", str(tmp_path), "--run-id", "r", *flags]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "job", "train", *words],
+            env=os.environ | {"TF_CONFIG": json.dumps(config)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_sigterm_to_one_stops_all_after_saving(worker, tmp_path):
+    chief, other = worker(0, "--epochs", "2000"), worker(1, "--epochs", "2000")
+    for line in chief.stdout:
+        if json.loads(line)["event"] == "epoch":
+            break
+    other.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    _, of_chief = chief.communicate(timeout=60)
+    _, of_other = other.communicate(timeout=60)
+    assert time.monotonic() - began < 20
+    assert (chief.returncode, other.returncode) == (75, 143), of_chief + of_other
+    assert "another worker was asked to stop, the work is saved" in of_chief
+    assert "stopped by SIGTERM, the work is saved" in of_other
+    assert len(list((tmp_path / "r" / "checkpoints").iterdir())) >= 1
+
+
+def test_sigterm_while_waiting_for_the_others(worker, tmp_path):
+    alone = worker(0)
+    time.sleep(2)
+    alone.send_signal(signal.SIGTERM)
+    _, errors = alone.communicate(timeout=30)
+    assert alone.returncode == 143
+    assert errors.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+def test_workers_of_different_configs_refuse_each_other(worker, tmp_path):
+    both = worker(0, "--epochs", "1"), worker(1, "--epochs", "2")
+    ends = [process.communicate(timeout=60) for process in both]
+    assert 78 in {process.returncode for process in both}
+    assert {process.returncode for process in both} <= {78, 75}
+    assert any("give all workers the same flags" in errors for _, errors in ends)
+    assert not (tmp_path / "r").exists()
+
+
+def test_of_a_finished_run_no_worker_waits_for_others(worker, trained, tmp_path):
+    """Its pod may have been replaced after the others had ended: they will not come again."""
+    (tmp_path / "r").symlink_to(trained)
+    alone = worker(1, "--epochs", "2")
+    output, _ = alone.communicate(timeout=60)
+    assert alone.returncode == 0
+    assert json.loads(output)["event"] == "already_complete"
