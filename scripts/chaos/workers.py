@@ -10,11 +10,14 @@ touched. A killed worker is killed with its watcher, as a node that goes takes a
 
 import argparse
 import collections
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +36,7 @@ FLAGS = ("--epochs", "30", "--augment", "shift", "--checkpoint-seconds", "0", "-
 WITHIN_SECONDS = 60
 MEET_AGAIN_SECONDS = "300"  # for trainings that are to succeed, on a machine that is busy
 TEMPORARY = 75
-PORTS = iter(range(20_000, 32_000, 2))
+PORTS = itertools.cycle(range(10_000 + os.getpid() % 1_000 * 20, 32_000, 2))
 PORTS_LOCK = threading.Lock()
 
 
@@ -161,7 +164,7 @@ def start(
 ) -> list[subprocess.Popen[bytes]]:
     """Start the workers of a run, but for the one that is missing; each leads a process group."""
     with PORTS_LOCK:
-        addresses = [f"127.0.0.1:{next(PORTS)}" for _ in range(count)]
+        addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
     place = ("--data", str(output.parent / "small.npz"), "--output", str(output), "--run-id", "r")
     words = (*FLAGS, *place, "--peer-timeout", peer_timeout)
     workers = []
@@ -180,6 +183,16 @@ def start(
             )
         workers.append(worker)
     return workers
+
+
+def free_port() -> int:
+    """Return a port that is free, with the one after it, and not given away just before."""
+    for port in PORTS:
+        with contextlib.suppress(OSError):
+            for number in (port, port + 1):
+                socket.create_server(("127.0.0.1", number)).close()
+            return port
+    raise AssertionError
 
 
 def wait_for_step(run: Path, workers: list[subprocess.Popen[bytes]]) -> bool:
