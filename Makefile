@@ -11,7 +11,7 @@ READY := .venv/.ready-$(EXTRA)
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Flags go in ARGS: make train ARGS="--epochs 3 --seed 1". EXTRA=gpu installs the GPU build.'
 
 setup: $(READY) ## Make the environment in .venv (the others do so by themselves)
