@@ -7,11 +7,11 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds chaos lock clean
+.PHONY: help setup train test check format seeds bench chaos lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Flags go in ARGS: make train ARGS="--epochs 3 --seed 1". EXTRA=gpu installs the GPU build.'
 
 setup: $(READY) ## Make the environment in .venv (the others do so by themselves)
@@ -39,6 +39,9 @@ format: $(READY) ## Put the code into the project's format
 seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --epochs 5" to tune)
 	@$(BIN)/python scripts/bench/seeds.py $(ARGS)
 
+bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 10 minutes; ARGS=--quick)
+	@$(BIN)/python scripts/bench/compare.py $(ARGS)
+
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (an hour)
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/workers.py
@@ -49,6 +52,16 @@ lock: ## Resolve the dependencies anew into requirements.lock
 		--generate-hashes --no-emit-index-url --all-extras --group dev --group peers \
 		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
 
+# Where builds of PyTorch without CUDA are: its own index, or TORCH_FROM="--find-links FOLDER".
+TORCH_FROM ?= --torch-backend cpu
+PEER := ../../../$(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command 'make lock-peers'
+
+lock-peers: $(READY) ## Resolve the libraries that `make bench` compares with anew
+	@export UV_SYSTEM_CERTS=1 && cd scripts/bench/peers && \
+		$(PEER) --universal --output-file jax.txt jax.in && \
+		$(PEER) --python-platform linux $(TORCH_FROM) --output-file torch.txt torch.in
+
 clean: ## Remove the environment and all caches, but no run
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find job tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

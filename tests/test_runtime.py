@@ -399,6 +399,21 @@ def test_what_was_imported_before_stays_imported(fakes: Path) -> None:
     assert found == [{"matplotlib": False, "pandas": True, "os": True}, True]
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_the_garbage_collector_rests_during_the_import_only(fakes: Path, before: bool) -> None:
+    (fakes / "tensorflow.py").write_text("import gc\nresting = not gc.isenabled()")
+    found = run_python(
+        "import gc, json\n"
+        "from job.runtime import import_tensorflow\n"
+        f"gc.enable() if {before} else gc.disable()\n"
+        "import_tensorflow()\n"
+        "import tensorflow\n"
+        "print(json.dumps([tensorflow.resting, gc.isenabled(), gc.get_freeze_count() > 0]))",
+        PYTHONPATH=str(fakes),
+    )
+    assert found == [True, before, True]
+
+
 def test_a_failed_import_hides_nothing_for_good(fakes: Path) -> None:
     (fakes / "tensorflow.py").write_text("raise ImportError('no such instruction')")
     found = run_python(
@@ -408,12 +423,12 @@ def test_a_failed_import_hides_nothing_for_good(fakes: Path) -> None:
         "    import_tensorflow()\n"
         "except Exception as error:\n"
         "    failed = str(error)\n"
-        "import matplotlib, pandas\n"
-        "print(json.dumps([failed, pandas.__name__]))",
+        "import gc, matplotlib, pandas\n"
+        "print(json.dumps([failed, pandas.__name__, gc.isenabled()]))",
         PYTHONPATH=str(fakes),
     )
     assert "no such instruction" in found[0]
-    assert found[1] == "pandas"
+    assert found[1:] == ["pandas", True]
 
 
 def test_a_missing_tensorflow_is_not_reported_as_a_bug(fakes: Path) -> None:

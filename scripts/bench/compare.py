@@ -1,0 +1,112 @@
+"""Compare this job with what others write for the same task, side by side on this machine.
+
+    python scripts/bench/compare.py              five rounds, what the README shows
+    python scripts/bench/compare.py --quick      one round
+
+Every sample is a whole process with nothing kept from the one before but the page cache. In each
+round every contestant runs once at every batch size, and who begins changes with the round; those
+far behind sit out every other one. A table goes to the terminal, every sample to bench.json.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import contestants as who
+import machine
+import probes
+import summary
+from contestants import EPOCHS, Contestant
+from environments import FOLDER, BenchError
+from summary import Measured
+
+ROUNDS = 5
+
+
+def main() -> None:
+    """Run the comparison that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    parser.add_argument("--without", action="append", choices=["jax", "torch"], default=[])
+    parser.add_argument("--output", type=Path, default=FOLDER / "bench.json")
+    arguments = parser.parse_args()
+    rounds = 1 if arguments.quick else arguments.rounds
+    if rounds < 1:
+        parser.error(f"--rounds must be 1 or more, not {rounds}")
+    try:
+        document, lines = compare(rounds, arguments.without)
+    except BenchError as error:
+        sys.exit(f"bench: {error}")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    print("\n".join(lines))
+    print(f"\nevery sample: {arguments.output}")
+
+
+def compare(rounds: int, without: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Measure, and return what goes into bench.json and onto the terminal.
+
+    Raises:
+        BenchError: an environment can't be made, or a contestant failed.
+    """
+    everyone = who.contestants(without)
+    document = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.facts(),
+        "versions": machine.versions_of(everyone),
+        "epochs": EPOCHS,
+        "rounds": rounds,
+    }
+    seen = Measured([], [], [], [], [])
+    with tempfile.TemporaryDirectory(prefix="mnist-job-bench-") as folder:
+        scratch = Path(folder)
+        _say("warming up")
+        for python in {contestant.python for contestant in everyone}:
+            who.run([str(python), "-c", _IMPORTS])
+        for number in range(rounds):
+            _round(everyone, number, f"round {number + 1} of {rounds}", seen, scratch)
+    _say("")
+    document |= {"load_average_at_end": os.getloadavg()[0], **seen.document()}
+    return document, summary.table(document, seen)
+
+
+def _round(
+    everyone: list[Contestant], number: int, label: str, seen: Measured, scratch: Path
+) -> None:
+    """Let everyone run once, and add what was measured to `seen`."""
+    for contestant, batch in who.order(everyone, number):
+        _say(f"{label}: {contestant.name}, batch {batch}")
+        sample, metrics = who.sample(contestant, batch, number, scratch)
+        seen.samples.append(sample)
+        if metrics is not None:
+            seen.job_metrics.append(metrics)
+    _say(f"{label}: start, checkpoints, ten times the data")
+    seen.starts.append(probes.start(scratch))
+    if number % 2 == 0:  # they are long, and their bounds far
+        seen.checkpoints.append(probes.checkpoints(scratch))
+        seen.growths.append(probes.growth(scratch))
+
+
+def _say(text: str) -> None:
+    """Show on a terminal what is going on, in one line that the next one overwrites."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+_IMPORTS = """
+import importlib
+for name in ("tensorflow", "torch", "jax", "optax"):
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        pass
+"""
+
+if __name__ == "__main__":
+    main()
