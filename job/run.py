@@ -49,7 +49,7 @@ def train_run(
     owner = {"config": config.digest, "data": dataset.fingerprint}
     state = checkpoints.restore(owner) if attempt > 1 else None
     if state is None:
-        state = State(owner, runtime.available_cores())
+        state = State(owner, runtime.available_cores(environment=os.environ))
     else:
         progress.event("resumed", step=state.step, cores=state.cores)
     load_seconds = watch.lap()
@@ -60,6 +60,7 @@ def train_run(
         from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
 
         import_seconds = watch.lap()
+        progress.beat()
         chosen = strategy.choose(config.strategy)
         environment = _environment(strategy.describe(chosen), state.cores, cluster)
         progress.event("device_chosen", devices=environment["devices"], cores=environment["cores"])
@@ -77,6 +78,7 @@ def train_run(
         watch.lap()
         scores = evaluation.evaluate(net, dataset.x_test, dataset.y_test)
         evaluate_seconds = watch.lap()
+        progress.beat()
         final = model.for_publishing(net)
         files = {
             publishing.WEIGHTS: weights.to_hdf5(final),
@@ -84,6 +86,7 @@ def train_run(
         }
     artifacts = publishing.publish(config.run_uri, files)
     publish_seconds = watch.lap()
+    progress.beat()
     used = runtime.usage()
     document = publishing.complete(
         config,

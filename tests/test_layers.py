@@ -18,7 +18,17 @@ MODULES = {path.stem: path for path in sorted(SOURCE.rglob("*.py"))}
 
 LAYERS = {
     0: {"__init__", "errors"},
-    1: {"config", "cluster", "storage", "uris", "runtime", "arrays", "preemption", "ink"},
+    1: {
+        "config",
+        "cluster",
+        "storage",
+        "uris",
+        "runtime",
+        "arrays",
+        "preemption",
+        "ink",
+        "heartbeat",
+    },
     2: {
         "data",
         "examples",
@@ -28,6 +38,7 @@ LAYERS = {
         "augmentation",
         "strategy",
         "progress",
+        "verdict",
     },
     3: {"weights", "publishing", "checkpoint", "loop"},
     4: {"training", "evaluation"},
