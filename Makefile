@@ -5,13 +5,14 @@ EXTRA ?= cpu
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
+CHECKS := .venv-checks/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test check format seeds chaos lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Flags go in ARGS: make train ARGS="--epochs 3 --seed 1". EXTRA=gpu installs the GPU build.'
 
 setup: $(READY) ## Make the environment in .venv (the others do so by themselves)
@@ -25,12 +26,20 @@ train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 	@$(BIN)/mnist-job train --log text $(ARGS)
 
 test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow' $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not checks' $(ARGS)
 
-check: $(READY) ## Lint, check the format and the types
+check: $(READY) $(CHECKS) ## Lint, check the format, the types, the manifests and the Dockerfile
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py
+
+$(CHECKS): scripts/checks.lock | $(READY)
+	@echo 'setting up .venv-checks: a minute the first time'
+	@rm -rf .venv-checks && $(BIN)/python -m venv --without-pip .venv-checks
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python .venv-checks/bin/python \
+		--require-hashes --requirements scripts/checks.lock
+	@touch $@
 
 format: $(READY) ## Put the code into the project's format
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -45,9 +54,12 @@ chaos: $(READY) ## Kill trainings with SIGKILL and SIGTERM and compare every byt
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-		--generate-hashes --no-emit-index-url --all-extras --group dev --group peers \
+		--generate-hashes --no-emit-index-url --all-extras --group dev --group peers --group image \
 		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --group checks \
+		--custom-compile-command 'make lock' --output-file scripts/checks.lock
 
 clean: ## Remove the environment and all caches, but no run
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-checks .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find job tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
