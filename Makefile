@@ -6,9 +6,10 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 CHECKS := .venv-checks/.ready
+BASE ?= python:3.12-slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds chaos lock clean
+.PHONY: help setup train test check format seeds chaos image image-test image-sizes lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -50,6 +51,15 @@ seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --e
 
 chaos: $(READY) ## Kill trainings with SIGKILL and SIGTERM and compare every byte (some 20 minutes)
 	@$(BIN)/python scripts/chaos/kill.py $(ARGS)
+
+image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=...)
+	@scripts/image build $(EXTRA) $(BASE)
+
+image-test: $(READY) ## Build the image on a base of Debian's own and run it as a pod would (root)
+	@$(BIN)/python -m pytest -q -m slow tests/test_image.py $(ARGS)
+
+image-sizes: ## Print what the image weighs, and what in it does
+	@scripts/image sizes $(EXTRA)
 
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
