@@ -5,13 +5,16 @@ EXTRA ?= cpu
 ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
+CHECKS := .venv-checks/.ready
+BASE ?= python:3.12-slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds bench chaos lock lock-peers clean
+.PHONY: help setup train test check format seeds bench chaos image image-test image-sizes lock \
+	lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Flags go in ARGS: make train ARGS="--epochs 3 --seed 1". EXTRA=gpu installs the GPU build.'
 
 setup: $(READY) ## Make the environment in .venv (the others do so by themselves)
@@ -25,12 +28,20 @@ train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 	@$(BIN)/mnist-job train --log text $(ARGS)
 
 test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow' $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not checks' $(ARGS)
 
-check: $(READY) ## Lint, check the format and the types
+check: $(READY) $(CHECKS) ## Lint, check the format, the types, the manifests and the Dockerfile
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py
+
+$(CHECKS): scripts/checks.lock | $(READY)
+	@echo 'setting up .venv-checks: a minute the first time'
+	@rm -rf .venv-checks && $(BIN)/python -m venv --without-pip .venv-checks
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python .venv-checks/bin/python \
+		--require-hashes --requirements scripts/checks.lock
+	@touch $@
 
 format: $(READY) ## Put the code into the project's format
 	@$(BIN)/ruff check --fix-only --quiet .
@@ -46,11 +57,23 @@ chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (a
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/workers.py
 
+image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=...)
+	@scripts/image build $(EXTRA) $(BASE)
+
+image-test: $(READY) ## Build the image on a base of Debian's own and run it as a pod would (root)
+	@$(BIN)/python -m pytest -q -m slow tests/test_image.py $(ARGS)
+
+image-sizes: ## Print what the image weighs, and what in it does
+	@scripts/image sizes $(EXTRA)
+
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
-		--generate-hashes --no-emit-index-url --all-extras --group dev --group peers \
+		--generate-hashes --no-emit-index-url --all-extras --group dev --group peers --group image \
 		--custom-compile-command 'make lock' --output-file requirements.lock pyproject.toml
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --group checks \
+		--custom-compile-command 'make lock' --output-file scripts/checks.lock
 
 # Where builds of PyTorch without CUDA are: its own index, or TORCH_FROM="--find-links FOLDER".
 TORCH_FROM ?= --torch-backend cpu
@@ -63,5 +86,5 @@ lock-peers: $(READY) ## Resolve the libraries that `make bench` compares with an
 		$(PEER) --python-platform linux $(TORCH_FROM) --output-file torch.txt torch.in
 
 clean: ## Remove the environment and all caches, but no run
-	@rm -rf .venv .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-checks .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find job tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, flags, pulse, uris
+from job import __version__, flags, pulse, uris, verdict
 from job.cluster import Cluster
 from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
 from job.errors import JobError, UsageError
+from job.heartbeat import Heartbeat
 from job.preemption import Preemption
 from job.progress import Progress, write_line
 
@@ -19,6 +20,8 @@ PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MAX_PREDICTIONS = 100_000
+_BUG = "this is a bug in the job, not in what you did: please report it"
+_NOT_OF_THE_RUN = ("log", "termination_log", "liveness_file")  # how it tells, not what it does
 
 app = typer.Typer(
     name=PROGRAM,
@@ -49,9 +52,12 @@ def train(
     checkpoint_seconds: flags.CheckpointSeconds = RunConfig.checkpoint_seconds,
     time_limit: flags.TimeLimit = RunConfig.time_limit,
     log: flags.Log = "auto",
-) -> None:
+    termination_log: flags.TerminationLog = None,
+    liveness_file: flags.LivenessFile = None,
+) -> dict[str, Any]:
     """Train a model, score it on all test images, and publish weights and metrics."""
-    fields = {name: value for name, value in locals().items() if name != "log"}
+    fields = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_RUN}
+    verdict.check(termination_log)
     together = strategy in ("auto", "multiworker")
     cluster = Cluster.from_environment(os.environ, together=together)
     run_id = run_id or cluster.job
@@ -61,6 +67,7 @@ def train(
     config = RunConfig(**fields | {"run_id": run_id})
     preemption = Preemption(time_limit)
     preemption.install()
+    heartbeat = Heartbeat(liveness_file)
     if cluster.workers.count > 1:
         from job import publishing, supervision  # noqa: PLC0415
 
@@ -69,12 +76,13 @@ def train(
         elif publishing.finished(config) is None:
             team = f"{config.run_id} {config.digest}"
             code = supervision.supervise(
-                sys.argv[1:], cluster.workers, team, peer_timeout, preemption
+                sys.argv[1:], cluster.workers, team, peer_timeout, preemption, heartbeat
             )
             raise typer.Exit(code)
+    progress = Progress(log, heartbeat=heartbeat)
     from job.run import train_run  # noqa: PLC0415
 
-    train_run(config, cluster, preemption, Progress(log))
+    return verdict.complete(config.run_uri, train_run(config, cluster, preemption, progress))
 
 
 @app.command()
@@ -168,17 +176,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; those of this process if None.
     """
     command = typer.main.get_command(app)
+    place = verdict.place(sys.argv[1:] if arguments is None else arguments, os.environ)
     try:
-        code = command.main(arguments, prog_name=PROGRAM, standalone_mode=False) or 0
+        ended = command.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except JobError as error:
-        return _failed(str(error), error.exit_code)
+        return _failed(str(error), error.exit_code, place)
     except typer.TyperException as error:
-        return _failed(_what_is_wrong(error), UsageError.exit_code)
-    except Exception:  # noqa: BLE001  anything else is a bug, and says so
+        return _failed(_what_is_wrong(error), UsageError.exit_code, place)
+    except Exception as error:  # noqa: BLE001  anything else is a bug, and says so
         traceback.print_exc()
-        return _failed("this is a bug in the job, not in what you did: please report it", EXIT_BUG)
+        return _failed(f"{_BUG} ({error!r})", EXIT_BUG, place)
+    if isinstance(ended, dict):  # the verdict of a command that has one
+        _leave(place, ended)
+        return 0
     # Typer ends an interrupted command with this code, and without a word.
-    return _failed("interrupted", code) if code == EXIT_INTERRUPTED else code
+    return _failed("interrupted", ended, place) if ended == EXIT_INTERRUPTED else ended or 0
 
 
 def _what_is_wrong(error: typer.TyperException) -> str:
@@ -188,9 +200,15 @@ def _what_is_wrong(error: typer.TyperException) -> str:
     return ", not ".join([message, *(repr(refusal["input"]) for refusal in refused)])
 
 
-def _failed(message: str, code: int) -> int:
+def _failed(message: str, code: int, place: str | None) -> int:
     write_line(sys.stderr, f"{PROGRAM}: error: {message} (exit {code})")
+    _leave(place, verdict.failed(message, code))
     return code
+
+
+def _leave(place: str | None, ended: dict[str, Any]) -> None:
+    if (refusal := verdict.write(place, ended)) is not None:
+        write_line(sys.stderr, f"{PROGRAM}: warning: {refusal}")
 
 
 def entry_point() -> None:

@@ -65,6 +65,17 @@ TimeLimit = Annotated[
 Log = Annotated[
     LogFormat, _flag("log", "'auto': text on a terminal, elsewhere JSON, one object a line.")
 ]
+TerminationLog = Annotated[
+    str | None,
+    _flag(
+        "termination-log",
+        "Write the verdict here as JSON, whatever it is. [default: /dev/termination-log, if there]",
+    ),
+]
+LivenessFile = Annotated[
+    str | None,
+    _flag("liveness-file", "Touch this file as long as the run moves. [default: none]"),
+]
 
 # Of evaluate and predict.
 Weights = Annotated[str, _flag("weights", "A model_weights.h5, or the folder of a run.")]

@@ -15,11 +15,13 @@ from typing import Any
 
 from job.cluster import Workers
 from job.errors import ClusterError, TemporaryError
+from job.heartbeat import Heartbeat
 
 PORT_OFFSET = 1  # from TensorFlow's port
 SILENCE_SECONDS = 10.0  # a healthy watcher answers within milliseconds, a paused machine in seconds
 _INTERVAL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
+_LOOK_SECONDS = 0.1
 _MAX_LINE = 1024  # bytes; whatever sends more is not a peer
 
 
@@ -71,8 +73,12 @@ class Peers:
             peer.thread = threading.Thread(target=self._follow, args=(peer,), daemon=True)
             peer.thread.start()
 
-    def meet(self, timeout_seconds: float) -> None:
+    def meet(self, timeout_seconds: float, heartbeat: Heartbeat | None = None) -> None:
         """Wait until every other worker has answered.
+
+        Args:
+            timeout_seconds: how long.
+            heartbeat: beats meanwhile.
 
         Raises:
             TemporaryError: one didn't in time.
@@ -90,7 +96,9 @@ class Peers:
                     f"not all workers came within {timeout_seconds:g} s ({reasons}): check that "
                     "their pods run and that their names resolve, or raise --peer-timeout"
                 )
-            time.sleep(0.05)
+            if heartbeat is not None:
+                heartbeat.beat()
+            time.sleep(_LOOK_SECONDS)
 
     def lost(self) -> str | None:
         """Return who is lost and why, or None while all others are well."""
@@ -105,7 +113,7 @@ class Peers:
         # Each asks once in an interval: after two of them all have heard it, or are gone.
         deadline = time.monotonic() + 2 * _INTERVAL_SECONDS
         while time.monotonic() < deadline and not all(p.lost or p.ended for p in self._peers):
-            time.sleep(0.05)
+            time.sleep(_LOOK_SECONDS)
         self._closed.set()
         self._server.close()
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from job.heartbeat import Heartbeat
+
 LogFormat = Literal["auto", "text", "json"]
 
 
@@ -14,23 +16,32 @@ class Progress:
     """Reports events of a run, each in the one format chosen at the start.
 
     An event has a name and fields; for a person the fields are put into a sentence, for a log
-    collector they are a JSON object with time and level.
+    collector they are a JSON object with time and level. Whoever reports is alive: each event is
+    a beat as well, and between them there is `beat`.
     """
 
-    def __init__(self, log_format: str = "auto", stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        log_format: str = "auto",
+        stream: TextIO | None = None,
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
         """Write to `stream` (standard output); `auto` means text on a terminal, else JSON."""
+        self.beat = (heartbeat or Heartbeat()).beat
         self._stream = stream or sys.stdout
         self._text = log_format == "text" or (log_format == "auto" and self._stream.isatty())
 
     def event(self, name: str, **details: Any) -> None:
         """Report the event `name`; `details` must be JSON-serialisable."""
+        self.beat()
         if self._text:
             sentence = _SENTENCES[name](details)
             if sentence:
                 write_line(self._stream, sentence)
         else:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            fields = {"time": now, "level": "info", "event": name, **details}
+            level = "warning" if name in _WARNINGS else "info"
+            fields = {"time": now, "level": level, "event": name, **details}
             write_line(self._stream, json.dumps(fields, allow_nan=False))
 
 
@@ -104,6 +115,7 @@ def _already_complete(details: Mapping[str, Any]) -> str:
     )
 
 
+_WARNINGS = ("checkpoint_passed_by", "checkpoint_failed")
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "data_loaded": _loaded,
     "attempt_started": _started,

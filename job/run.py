@@ -48,14 +48,7 @@ def train_run(
     config.check_examples(len(dataset.x_train))
     progress.event("data_loaded", **dataset.facts())
     checkpoints = Checkpoints(config.run_uri, config.checkpoint_seconds, progress)
-    state = State({"config": config.digest, "data": dataset.fingerprint}, runtime.available_cores())
-    attempt = 0
-    if cluster.workers.is_chief:
-        attempt = publishing.claim(config, dataset.fingerprint, cluster, started)
-        progress.event("attempt_started", run=config.run_uri, attempt=attempt)
-        if attempt > 1 and (restored := checkpoints.restore(state.owner)) is not None:
-            progress.event("resumed", step=restored.step, cores=restored.cores)
-            state = restored
+    attempt, state = _begin(config, dataset, cluster, checkpoints, started, progress)
     load_seconds = watch.lap()
 
     with preemption.deferred():
@@ -65,6 +58,7 @@ def train_run(
         from job.team import Team  # noqa: PLC0415
 
         import_seconds = watch.lap()
+        progress.beat()
         chosen = strategy.choose(config.strategy, cluster.workers, require_gpu=config.require_gpu)
         preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow
         environment = _environment(strategy.describe(chosen), state.cores, cluster)
@@ -90,12 +84,14 @@ def train_run(
         final = model.for_publishing(net)
         scores = evaluation.evaluate(net, dataset.x_test, dataset.y_test)
         evaluate_seconds = watch.lap()
+        progress.beat()
         files = {
             publishing.WEIGHTS: weights.to_hdf5(final),
             publishing.ARCHIVE: weights.to_keras_archive(final),
         }
     artifacts = publishing.publish(config.run_uri, files)
     publish_seconds = watch.lap()
+    progress.beat()
     used = runtime.usage()
     document = publishing.complete(
         config,
@@ -139,6 +135,30 @@ def train_run(
         team.wait()
     progress.event("complete", **_summary(config, document))
     return document
+
+
+def _begin(
+    config: RunConfig,
+    dataset: data.Dataset,
+    cluster: Cluster,
+    checkpoints: Checkpoints,
+    started: str,
+    progress: Progress,
+) -> tuple[int, State]:
+    """Return the number of this attempt at the run, and the state that it goes on from.
+
+    Workers other than the chief learn both, as far as they need them, from the chief.
+    """
+    cores = runtime.available_cores(environment=os.environ)
+    state = State({"config": config.digest, "data": dataset.fingerprint}, cores)
+    if not cluster.workers.is_chief:
+        return 0, state
+    attempt = publishing.claim(config, dataset.fingerprint, cluster, started)
+    progress.event("attempt_started", run=config.run_uri, attempt=attempt)
+    if attempt > 1 and (restored := checkpoints.restore(state.owner)) is not None:
+        progress.event("resumed", step=restored.step, cores=restored.cores)
+        return attempt, restored
+    return attempt, state
 
 
 def _environment(devices: "Devices", cores: int, cluster: Cluster) -> dict[str, Any]:

@@ -80,14 +80,19 @@ def import_tensorflow() -> None:
             gc.enable()
 
 
-def available_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_cores(
+    cgroup: Path = Path("/sys/fs/cgroup"), environment: Mapping[str, str] | None = None
+) -> int:
     """Return how many cores this process may use: the smaller of its affinity and its CPU quota.
 
-    The quota is the cgroup's: `cpu.max` in version 2, `cpu.cfs_quota_us` in version 1. A fraction
-    of a core counts as a whole one.
+    The quota is the cgroup's: `cpu.max` in version 2, `cpu.cfs_quota_us` in version 1. Where a
+    sandbox hides that (gVisor, Kata), it is the pod's own limit in `K8S_CPU_LIMIT`, if
+    `environment` has one. A fraction of a core counts as a whole one.
     """
     affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota = _cgroup_quota(cgroup)
+    if quota is None and (limit := (environment or {}).get("K8S_CPU_LIMIT", "")).isdigit():
+        quota = float(limit) or None
     return affinity if quota is None else max(1, min(affinity, int(-(-quota // 1))))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from job.cluster import Workers
 from job.errors import JobError, TemporaryError
+from job.heartbeat import Heartbeat
 from job.peers import Peers
 from job.preemption import Preemption
 from job.pulse import PULSE
@@ -29,6 +30,7 @@ def supervise(
     team: str,
     peer_timeout_seconds: float,
     preemption: Preemption,
+    heartbeat: Heartbeat,
 ) -> int:
     """Run `mnist-job` with `words` as one of `workers`, and return its exit code.
 
@@ -38,6 +40,7 @@ def supervise(
         team: what they must agree on.
         peer_timeout_seconds: how long to wait for the others before starting.
         preemption: takes the signals.
+        heartbeat: shows that waiting is no hanging.
 
     Raises:
         TemporaryError: a peer never came or was lost, or the worker froze.
@@ -47,7 +50,7 @@ def supervise(
     peers = Peers(workers, team)
     code = TemporaryError.exit_code
     try:
-        peers.meet(peer_timeout_seconds)
+        peers.meet(peer_timeout_seconds, heartbeat)
         code = _watch(words, peers, preemption)
     except JobError as error:
         code = error.exit_code

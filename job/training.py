@@ -116,6 +116,7 @@ def train(
             count = min(chunk, steps_per_epoch - position)
             loop.run(order, rates[epoch], state.step - position, position, count)
             seconds = time.perf_counter() - chunk_started
+            progress.beat()
             state = state.after(count, seconds)
             if position + count == steps_per_epoch:
                 finished = _epoch(

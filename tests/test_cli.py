@@ -14,8 +14,10 @@ from job import cli, run, scoring
 TRAIN_FLAGS = [
     "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
     "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
-    "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log",
+    "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "termination-log",
+    "liveness-file",
 ]  # fmt: skip
+METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
 EVALUATE_FLAGS = ["weights", "data", "model", "output"]
 PREDICT_FLAGS = ["weights", "data", "model", "num-images", "start", "image", "figure"]
 
@@ -133,7 +135,7 @@ def test_readme_names_every_flag(flag):
 
 def test_every_variable_reaches_the_config(command, monkeypatch):
     seen = []
-    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config))
+    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config) or METRICS)
     values = {
         "data": "d.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
         "batch_size": 5, "learning_rate": 0.5, "schedule": "cosine", "seed": 9,
@@ -149,7 +151,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
 
 def test_run_is_named_after_the_kubernetes_job(command, monkeypatch):
     seen = []
-    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config.run_id))
+    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config.run_id) or METRICS)
     command("train")
     monkeypatch.setenv("K8S_JOB_NAME", "train-28412345")
     command("train")

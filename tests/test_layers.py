@@ -29,6 +29,7 @@ LAYERS = {
         "ink",
         "peers",
         "pulse",
+        "heartbeat",
     },
     2: {
         "data",
@@ -40,6 +41,7 @@ LAYERS = {
         "strategy",
         "team",
         "progress",
+        "verdict",
     },
     3: {"weights", "publishing", "checkpoint", "loop"},
     4: {"training", "evaluation"},
@@ -52,6 +54,7 @@ SIDEWAYS = {
     ("config", "uris"),
     ("storage", "uris"),
     ("peers", "cluster"),
+    ("peers", "heartbeat"),
     ("data", "examples"),
     ("__main__", "cli"),
 }

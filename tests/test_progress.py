@@ -4,6 +4,7 @@ import ast
 import io
 import json
 import math
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 import job
+from job.heartbeat import Heartbeat
 from job.progress import _SENTENCES, Progress
 
 COMPLETE = {
@@ -140,7 +142,18 @@ def test_a_collector_reads_one_json_object_a_line(
     moment = datetime.fromisoformat(document.pop("time"))
     assert before <= moment <= datetime.now(UTC)
     assert moment.utcoffset() == timedelta(0)
-    assert document == {"level": "info", "event": name, **details}
+    level = "warning" if text.startswith("warning") else "info"
+    assert document == {"level": level, "event": name, **details}
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_each_event_is_a_sign_of_life(tmp_path: Path, log_format: str) -> None:
+    file = tmp_path / "alive"
+    progress = Progress(log_format, io.StringIO(), Heartbeat(str(file)))
+    for show in (progress.beat, lambda: progress.event("checkpoint_saved", step=1, uri="x")):
+        os.utime(file, (0, 0))
+        show()
+        assert file.stat().st_mtime > 0
 
 
 def test_lines_come_in_the_order_of_events() -> None:

@@ -1,0 +1,270 @@
+"""The real Dockerfile, built without a daemon and run as a pod would be: `make image-test`.
+
+Where no registry of images is reached, a base made of Debian's own packages stands in for the
+Dockerfile's. What runs in the image runs as uid 10001, PID 1, on a read-only root with a tmpfs for
+scratch, without network.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+import job
+
+pytestmark = pytest.mark.slow
+
+TOOLS = ("buildah", "debootstrap", "unshare", "setpriv")
+BASE = "localhost/mnist-job-test-base"
+TAG = "localhost/mnist-job-test"
+# What a machine says of its package index and its certificates, a build on it must know as well.
+INDEX = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+START = 0.02  # seconds between two looks
+
+
+def sh(*words: object, **more: str) -> str:
+    """Run a command and return what it printed; its complaint is the failure's text."""
+    environment = os.environ | {"REGISTRIES_CONFIG_PATH": "/dev/null"} | more
+    ended = subprocess.run(
+        [str(word) for word in words],
+        env=environment,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, f"{words}: {ended.stdout[-2000:]}{ended.stderr[-4000:]}"
+    return ended.stdout.strip()
+
+
+def make_base(folder: Path) -> None:
+    """Make a base of Debian's Python, which trusts what this machine trusts."""
+    packages = "python3,python3-venv,ca-certificates"
+    sh("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder)
+    shutil.rmtree(folder / "var/cache/apt")
+    shutil.rmtree(folder / "var/lib/apt/lists")
+    container = sh("buildah", "from", "scratch")
+    sh("buildah", "add", "--quiet", container, folder, "/")
+    variables = {name: os.environ[name] for name in INDEX if name in os.environ}
+    if CERTIFICATES.exists():
+        sh("buildah", "copy", "--quiet", container, CERTIFICATES, CERTIFICATES)
+        variables |= {"PIP_CERT": str(CERTIFICATES), "SSL_CERT_FILE": str(CERTIFICATES)}
+    for name, value in variables.items():
+        sh("buildah", "config", "--env", f"{name}={value}", container)
+    sh("buildah", "commit", "--quiet", "--rm", container, BASE)
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """The image that was built: its files and its configuration."""
+
+    root: Path
+    config: dict
+    folder: Path
+    """Holds the volume `runs` and the termination log."""
+
+    def start(self, *words: str, entry: bool = True, **variables: str) -> subprocess.Popen[str]:
+        """Start the entry point with `words`, or `words` alone, as a pod's container."""
+        log = self.folder / "termination-log"
+        log.write_text("")
+        log.chmod(0o666)
+        environment = [*self.config["Env"], *(f"{key}={value}" for key, value in variables.items())]
+        command = [*(self.config["Entrypoint"] if entry else []), *words]
+        spaces = ["--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"]
+        script = REPOSITORY / "tests" / "pod.sh"
+        places = [str(script), str(self.root), str(self.folder / "runs"), str(log)]
+        return subprocess.Popen(
+            ["unshare", *spaces, "sh", *places, *environment, *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, entry: bool = True, **variables: str) -> Ended:
+        process = self.start(*words, entry=entry, **variables)
+        out, err = process.communicate(timeout=600)
+        verdict = (self.folder / "termination-log").read_text()
+        return Ended(process.returncode, out, err, verdict)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(
+            f"THE IMAGE IS NOT TESTED: missing {missing}, uid {os.geteuid()}; as root, do apt-get "
+            "install buildah debootstrap"
+        )
+    folder = tmp_path_factory.mktemp("image")
+    if not sh("buildah", "images", "--quiet", "--filter", f"reference={BASE}"):
+        make_base(folder / "base")
+        shutil.rmtree(folder / "base")
+    flags = "--isolation chroot --pull-never --layers"
+    sh("scripts/image", "build", "cpu", BASE, TOOL="buildah", TAG=TAG, FLAGS=flags)
+    container = sh("buildah", "from", "--pull-never", TAG)
+    runs = folder / "runs"
+    runs.mkdir()
+    os.chown(runs, 10001, 10001)
+    folder.chmod(0o755)
+    try:
+        config = json.loads(sh("buildah", "inspect", "--type", "image", TAG))["OCIv1"]["config"]
+        yield Image(Path(sh("buildah", "mount", container)), config, folder)
+    finally:
+        sh("buildah", "umount", container)
+        sh("buildah", "rm", container)
+
+
+@pytest.fixture(scope="module")
+def pod() -> dict[str, str]:
+    """Return the variables of k8s/train-job.yaml's pod."""
+    documents = yaml.safe_load_all((REPOSITORY / "k8s" / "train-job.yaml").read_text())
+    [spec] = [found["spec"] for found in documents if found["kind"] == "Job"]
+    container = spec["template"]["spec"]["containers"][0]
+    variables = {entry["name"]: entry.get("value", "2") for entry in container["env"]}
+    return {**variables, "probe": container["livenessProbe"]["exec"]["command"][2]}
+
+
+def test_it_says_what_it_is(image: Image) -> None:
+    labels = image.config["Labels"]
+    assert labels["org.opencontainers.image.version"] == job.__version__
+    assert labels["org.opencontainers.image.licenses"] == "MIT AND CC-BY-SA-3.0"
+    assert len(labels["org.opencontainers.image.revision"].removesuffix("-dirty")) == 40
+    assert "org.opencontainers.image.source" in labels
+    assert image.config["User"] == "10001:10001"
+    assert image.config["Entrypoint"] == ["dumb-init", "--single-child", "--", "mnist-job"]
+
+
+def test_a_pod_trains_and_publishes(image: Image, pod: dict[str, str]) -> None:
+    variables = pod | {"K8S_JOB_NAME": "in-a-pod", "MNIST_JOB_EPOCHS": "2"}
+    ended = image.run("train", **variables)
+    assert (ended.code, ended.err) == (0, "")
+    events = [json.loads(line) for line in ended.out.splitlines()]
+    assert all({"time", "level", "event"} <= event.keys() for event in events)
+    assert events[-1]["event"] == "complete"
+    run = image.folder / "runs" / "in-a-pod"
+    assert run.stat().st_uid == 10001
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"] > 0.96
+    revision = image.config["Labels"]["org.opencontainers.image.revision"]
+    assert metrics["environment"]["git_commit"] == revision
+    assert metrics["environment"]["image"] == pod["K8S_IMAGE"]
+    verdict = json.loads(ended.verdict)
+    assert (verdict["status"], verdict["run"]) == ("complete", "/runs/in-a-pod")
+    # What was exported opens, in the image and without it.
+    scored = image.run("evaluate", "--weights", "/runs/in-a-pod")
+    assert (scored.code, scored.err) == (0, "")
+    assert f"test accuracy: {metrics['test']['accuracy']:.4f}" in scored.out
+    shown = image.run("predict", "--weights", "/runs/in-a-pod", "--figure", "/runs/ten.png")
+    assert (shown.code, shown.err) == (0, "")
+    assert (image.folder / "runs" / "ten.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_a_stopped_training_resumes_to_the_bit(image: Image, model: str) -> None:
+    proof = image.run("drill", "--model", model, "--epochs", "1" if model == "cnn" else "3")
+    assert (proof.code, proof.err) == (0, "")
+    assert "identical, bit for bit" in proof.out
+
+
+def test_a_wrong_flag_leaves_its_code_and_its_verdict(image: Image) -> None:
+    ended = image.run("train", "--epochs", "0")
+    assert (ended.code, ended.out) == (64, "")
+    assert json.loads(ended.verdict)["code"] == 64
+
+
+@pytest.mark.parametrize("seconds", [0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4])
+def test_sigterm_at_any_moment_ends_it_with_143(image: Image, seconds: float) -> None:
+    """PID 1 ignores a signal that it has no handler for: without an init, the first ones fail."""
+    process = image.start("train", MNIST_JOB_EPOCHS="500")
+    init = wait_for(lambda: child_named(process.pid, "dumb-init"))
+    time.sleep(seconds)
+    os.kill(init, signal.SIGTERM)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 143
+    assert "Traceback" not in err
+
+
+def test_what_is_left_over_is_reaped(image: Image) -> None:
+    program = (
+        "import glob, os, time\n"
+        "if os.fork() == 0:\n"
+        "    if os.fork() == 0: time.sleep(0.2)\n"
+        "    os._exit(0)\n"
+        "os.wait(); time.sleep(1)\n"
+        "states = [open(path).read().rpartition(')')[2].split()[0] for path in\n"
+        "          glob.glob('/proc/[0-9]*/stat')]\n"
+        "print(len(states), 'Z' in states)\n"
+    )
+    init = image.config["Entrypoint"][:-1]
+    assert image.run(*init, "python", "-c", program, entry=False).out == "2 False\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "code"),
+    [("touch /tmp/alive", 0), ("touch -d '11 minutes ago' /tmp/alive", 1), ("true", 1)],
+)
+def test_the_probe_tells_a_fresh_file(image: Image, pod: dict[str, str], before, code) -> None:
+    assert image.run("sh", "-c", f"{before}; {pod['probe']}", entry=False).code == code
+
+
+def test_nobody_can_write_the_root(image: Image) -> None:
+    tried = image.run("sh", "-c", "id -u; touch /opt/mnist-job/x /x", entry=False)
+    assert tried.out == "10001\n"
+    assert tried.err.count("Read-only file system") == 2
+
+
+def test_nothing_is_in_it_but_what_runs(image: Image) -> None:
+    home = image.root / "opt" / "mnist-job"
+    [packages] = home.glob("lib/python3*/site-packages")
+    for name in ("pip", "uv", "pytest", "mypy", "clang", "tensorflow/include"):
+        assert not (packages / name).exists()
+    assert not list(image.root.glob("root/.cache/*"))
+    assert not (image.root / "build").exists()
+    in_bin = {path.name for path in (home / "bin").iterdir()}
+    assert not in_bin & {"pip", "pip3", "uv", "ruff", "pytest"}
+    mebibytes = int(sh("du", "-sm", home).split()[0])
+    assert mebibytes < 1400  # 330 of them compressed; `make image-sizes` prints what weighs
+
+
+def test_all_is_compiled_for_good(image: Image) -> None:
+    [packages] = image.root.glob("opt/mnist-job/lib/python3*/site-packages")
+    for package in ("job", "keras", "tensorflow", "numpy"):
+        sources = [path for path in (packages / package).rglob("*.py") if "tests" not in path.parts]
+        assert sources
+        for path in sources:
+            [compiled] = (path.parent / "__pycache__").glob(f"{path.stem}.cpython-*.pyc")
+            with compiled.open("rb") as file:  # PEP 552: not checked against its source
+                assert file.read(8)[4:] == b"\x01\x00\x00\x00", compiled
+
+
+def wait_for(look: Callable[[], int | None]) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if (found := look()) is not None:
+            return found
+        time.sleep(START)
+    raise AssertionError("nothing after 30 seconds")
+
+
+def child_named(parent: int, name: str) -> int | None:
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    names = {Path(f"/proc/{child}/comm").read_text().strip(): int(child) for child in children}
+    return names.get(name)
