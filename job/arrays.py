@@ -11,6 +11,7 @@ handwritten digits", http://yann.lecun.com/exdb/mnist/, plain or gzipped.
 import gzip
 import io
 import math
+import mmap
 import struct
 import tokenize
 import warnings
@@ -43,16 +44,8 @@ _IDX_START_BYTES = 64  # more than the longest header, 4 + 4 x 4: enough to name
 # memory, so an OSError here is about content, not about a device.
 _BAD_BYTES = (
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
-    *(
-        EOFError,
-        LookupError,
-        MemoryError,
-        OSError,
-        OverflowError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-    ),
+    *(EOFError, LookupError, MemoryError, OSError, OverflowError),
+    *(SyntaxError, TypeError, ValueError),
     RuntimeError,  # with its subclasses NotImplementedError and RecursionError
 )
 
@@ -76,7 +69,9 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     order: Literal["C", "F"]
-    read_bytes: Callable[[], bytearray]
+    read_bytes: Callable[[], bytearray | memoryview]
+    mapped: bool = False
+    """Its numbers stay in the file, and take memory only while they are looked at."""
 
     def __str__(self) -> str:
         """Return the array's name and the URI of its file."""
@@ -131,15 +126,18 @@ def from_npz(uri: str, data: bytes, names: Sequence[str]) -> list[StoredArray]:
     return [_from_entry(uri, name, archive, entries[name]) for name in names]
 
 
-def from_idx(uri: str, name: str, data: bytes) -> StoredArray:
+def from_idx(uri: str, name: str, data: bytes | mmap.mmap) -> StoredArray:
     """Return the array in the IDX file `data`, plain or gzipped, under the name `name`.
+
+    The numbers of a plain one are not copied.
 
     Raises:
         DataError: it is no such file, or damaged.
     """
     where = f"{name} in {uri}"
     with _refusing_bad_bytes(where):
-        start = _idx_stream(data).read(_IDX_START_BYTES)
+        packed = data[:2] == GZIP_MAGIC
+        start = _unpacked(data).read(_IDX_START_BYTES) if packed else data[:_IDX_START_BYTES]
     # Two zero bytes, the code of the type, the number of dimensions; then the dimensions.
     dtype = _IDX_DTYPES.get(start[2]) if len(start) >= 4 and start[:2] == b"\0\0" else None
     if dtype is None:
@@ -152,13 +150,16 @@ def from_idx(uri: str, name: str, data: bytes) -> StoredArray:
         )
     shape = struct.unpack(f">{start[3]}I", start[4:offset])
 
-    def read_bytes() -> bytearray:
-        stream = _idx_stream(data)
+    def read_bytes() -> bytearray | memoryview:
+        if not packed:
+            return memoryview(data)[offset:]
+        stream = _unpacked(data)
         stream.read(offset)
         # One byte more than claimed tells of surplus, and takes gzip to its checksum.
         return _read_at_most(stream, array.size_bytes + 1)
 
-    return (array := StoredArray(name, uri, shape, np.dtype(dtype), "C", read_bytes))
+    mapped = not isinstance(data, bytes)
+    return (array := StoredArray(name, uri, shape, np.dtype(dtype), "C", read_bytes, mapped))
 
 
 def _from_entry(
@@ -211,9 +212,8 @@ def _npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
     raise ValueError(f"version {version} of the NPY format")  # 3.0 is for named fields only
 
 
-def _idx_stream(data: bytes) -> io.BufferedIOBase:
-    file = io.BytesIO(data)
-    return gzip.GzipFile(fileobj=file) if data.startswith(GZIP_MAGIC) else file
+def _unpacked(data: bytes | mmap.mmap) -> gzip.GzipFile:
+    return gzip.GzipFile(fileobj=io.BytesIO(data))
 
 
 def _read_at_most(file: IO[bytes] | io.BufferedIOBase, limit_bytes: int) -> bytearray:

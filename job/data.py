@@ -23,6 +23,9 @@ EMBEDDED_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01
 # The whole set lies in memory, then as uint8 on the device: 2 GiB is forty times MNIST and still
 # leaves a small machine room to work. What compression cannot shrink is no larger as a file.
 MAX_BYTES = 2048 * storage.MEBIBYTE  # of the four arrays together, uncompressed
+# Training images beyond this stream through the devices; plain IDX files beyond it, which can be as
+# large as the disk, are not read into memory either.
+RESIDENT_BYTES = 1024 * storage.MEBIBYTE
 MAX_FILE_BYTES = 2048 * storage.MEBIBYTE  # of one file, as read
 
 ARRAY_NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -124,7 +127,9 @@ def _idx_file(folder: str, array_name: str, stem: str) -> StoredArray:
     for name in (f"{stem}-ubyte", f"{stem.replace('-idx', '.idx')}-ubyte"):
         for uri in (uris.join(folder, name), uris.join(folder, f"{name}.gz")):
             try:
-                return from_idx(uri, array_name, storage.read(uri, MAX_FILE_BYTES))
+                mapped = storage.mapped(uri, RESIDENT_BYTES)
+                data = storage.read(uri, MAX_FILE_BYTES) if mapped is None else mapped
+                return from_idx(uri, array_name, data)
             except MissingInputError as error:
                 # One that may not be read is worth a word; a subfolder of that name is not, since
                 # some downloads unpack to one beside the file.
@@ -137,7 +142,7 @@ def _idx_file(folder: str, array_name: str, stem: str) -> StoredArray:
 
 
 def _check_total(uri: str, stored: list[StoredArray]) -> None:
-    size_bytes = sum(array.size_bytes for array in stored)
+    size_bytes = sum(array.size_bytes for array in stored if not array.mapped)
     if size_bytes > MAX_BYTES:
         raise DataError(
             f"{uri} claims {size_bytes // storage.MEBIBYTE} MiB of arrays: this job takes "

@@ -8,6 +8,7 @@ all-reduce a step adds up their gradients.
 """
 
 import math
+import sys
 from typing import Any
 
 import keras
@@ -19,6 +20,7 @@ from job.augmentation import TRANSFORMS
 from job.config import RunConfig
 from job.data import Dataset
 from job.errors import DataError
+from job.feed import Feed
 from job.model import PIXEL_SCALE, xla_on_cpu
 
 
@@ -57,8 +59,7 @@ class Loop:
             self._optimizer = _Adam(weight_decay=config.weight_decay or None, name="adam")
             self._optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
             self._optimizer.build(model.trainable_variables)
-        # Arguments, not closures: captured constants would be embedded in the program.
-        self._resident = _on_each(strategy, dataset.x_train), _on_each(strategy, dataset.y_train)
+        self._feed = Feed(strategy, dataset, self._share)
         on_cpu = "CPU" in strategy.extended.worker_devices[0].upper()
         xla = xla_on_cpu(config.model) or not on_cpu
         alone = self._replicas == 1  # XLA knows no exchange between replicas
@@ -69,6 +70,11 @@ class Loop:
             else self._differentiate
         )
         self.begin_epoch()
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps can be done at once."""
+        return self._feed.most_steps or sys.maxsize
 
     def begin_epoch(self) -> None:
         """Set the sums of loss and hits to zero."""
@@ -89,15 +95,15 @@ class Loop:
             rates: learning rate of each step of the epoch, shape (steps,).
             epoch_start: optimizer steps done before this epoch.
             first: steps of this epoch done before.
-            count: steps to do; neither this nor the two before cause another compilation.
+            count: steps to do, at most `most_steps`; neither this nor the two before cause
+                another compilation.
         """
-        numbers = [tf.constant(number, tf.int32) for number in (epoch_start, first, first + count)]
-        sums = tf.constant(self._loss_sum), tf.constant(self._hits)
         # Where the replicas don't divide the batch, some examples fill it up, and don't count.
         order = np.pad(order, [(0, 0), (0, self._share * self._replicas - order.shape[1])], "wrap")
-        loss_sum, hits = self._program(
-            *self._resident, tf.constant(order), tf.constant(rates), *numbers, *sums
-        )
+        *given, before = self._feed.steps(order, rates, first, count)
+        sums = tf.constant(self._loss_sum), tf.constant(self._hits)
+        # Arguments, not closures: captured constants would be embedded in the program.
+        loss_sum, hits = self._program(*given, before + epoch_start, *sums)
         # Carried as they are, so that a sum has the same bits wherever the chunks end.
         self._loss_sum, self._hits = loss_sum.numpy(), hits.numpy()
 
@@ -147,15 +153,15 @@ class Loop:
         labels: tf.Tensor,
         order: tf.Tensor,
         rates: tf.Tensor,
-        epoch_start: tf.Tensor,
         first: tf.Tensor,
         end: tf.Tensor,
+        before: tf.Tensor,
         loss_sum: tf.Tensor,
         hits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         def body(i: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, ...]:
             self._optimizer.learning_rate.assign(tf.reshape(tf.slice(rates, [i], [1]), []))
-            arguments = images, labels, order, i, epoch_start + i
+            arguments = images, labels, order, i, before + i
             # The same on every replica, so that of the first will do.
             loss, step_hits = (
                 self._strategy.experimental_local_results(result)[0]
@@ -223,14 +229,3 @@ class Loop:
         gradients = tape.gradient(loss, self._model.trainable_variables)
         right = (tf.argmax(logits, axis=1, output_type=tf.int32) == labels) & counts
         return loss, tf.reduce_sum(tf.cast(right, tf.int32)), *gradients
-
-
-def _on_each(strategy: tf.distribute.Strategy, array: npt.NDArray[Any]) -> tf.Tensor:
-    """Return a copy of `array` on each device of this machine that `strategy` computes on."""
-    devices = strategy.extended.worker_devices
-
-    def place(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-        with tf.device(devices[context.replica_id_in_sync_group % len(devices)]):
-            return tf.constant(array)
-
-    return strategy.experimental_distribute_values_from_function(place)

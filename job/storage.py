@@ -7,6 +7,7 @@ harmless.
 """
 
 import errno
+import mmap
 import os
 import secrets
 from pathlib import Path
@@ -55,6 +56,22 @@ def read(uri: str, limit_bytes: int) -> bytes:
             "file: give a smaller one"
         )
     return data
+
+
+def mapped(uri: str, above_bytes: int) -> mmap.mmap | None:
+    """Return the file at `uri` as memory that is read when it is looked at, if it is large.
+
+    Args:
+        uri: any place.
+        above_bytes: what is no larger is not mapped, nor is what doesn't lie in a local file.
+    """
+    try:
+        with local_path(uri).open("rb") as file:
+            if os.fstat(file.fileno()).st_size > above_bytes:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError:  # `read` tells the reason
+        return None
+    return None
 
 
 def is_folder(uri: str) -> bool:

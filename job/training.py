@@ -113,7 +113,7 @@ def train(
                 order = epoch_order(config.seed, epoch, len(dataset.x_train), config.batch_size)
             if position == 0:
                 loop.begin_epoch()
-            count = min(chunk, steps_per_epoch - position)
+            count = min(chunk, steps_per_epoch - position, loop.most_steps)
             loop.run(order, rates[epoch], state.step - position, position, count)
             seconds = time.perf_counter() - chunk_started
             progress.beat()

@@ -43,7 +43,7 @@ LAYERS = {
         "progress",
         "verdict",
     },
-    3: {"weights", "publishing", "checkpoint", "loop"},
+    3: {"weights", "publishing", "checkpoint", "loop", "feed"},
     4: {"training", "evaluation"},
     5: {"run", "scoring", "drill", "flags", "supervision"},
     6: {"cli", "__main__"},
@@ -56,6 +56,7 @@ SIDEWAYS = {
     ("peers", "cluster"),
     ("peers", "heartbeat"),
     ("data", "examples"),
+    ("loop", "feed"),
     ("__main__", "cli"),
 }
 

@@ -1,0 +1,114 @@
+"""Examples reach the steps alike, whether they lie on the device or stream in shards."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+from test_training import config, run
+
+from job import data, feed, storage
+
+
+@pytest.fixture
+def streaming(monkeypatch):
+    """Make every data set too large to lie on the device, and a shard seven steps long."""
+    monkeypatch.setattr(feed, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(feed, "SHARD_BYTES", 7 * 20 * 28 * 28)
+
+
+@pytest.fixture
+def few(mnist):
+    return data.Dataset(
+        "few",
+        mnist.x_train[:490],
+        mnist.y_train[:490],
+        mnist.x_test[:9],
+        mnist.y_test[:9],
+        "0" * 64,
+    )
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+def test_streaming_changes_no_bit(few, monkeypatch, model):
+    settings = config(model=model, augment="shift")
+    resident, resident_state, _ = run(few, settings)
+    monkeypatch.setattr(feed, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(feed, "SHARD_BYTES", 7 * 20 * 28 * 28)
+    streamed, streamed_state, _ = run(few, settings)
+    for one, other in zip(resident, streamed, strict=True):
+        assert np.array_equal(one, other)
+    for name, array in resident_state.arrays.items():
+        assert np.array_equal(array, streamed_state.arrays[name]), name
+    assert [epoch["loss"] for epoch in resident_state.history] == [
+        epoch["loss"] for epoch in streamed_state.history
+    ]
+
+
+@pytest.mark.usefixtures("streaming")
+def test_a_streaming_run_resumes_to_the_bit(few):
+    settings = config(augment="shift")
+    unbroken, _, _ = run(few, settings)
+    for chunks in (1, 2, 4):
+        _, stopped, _ = run(few, settings, stop_after=chunks)
+        resumed, _, _ = run(few, settings, start=stopped)
+        for one, other in zip(unbroken, resumed, strict=True):
+            assert np.array_equal(one, other)
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def folder(tmp_path, mnist):
+    for stem, array in {
+        "train-images-idx3": mnist.x_train[:300],
+        "train-labels-idx1": mnist.y_train[:300].astype(np.uint8),
+        "t10k-images-idx3": mnist.x_test[:50],
+        "t10k-labels-idx1": mnist.y_test[:50].astype(np.uint8),
+    }.items():
+        (tmp_path / f"{stem}-ubyte").write_bytes(idx(array))
+    return tmp_path
+
+
+def test_a_large_idx_file_stays_on_disk(folder, monkeypatch):
+    read = data.load(str(folder))
+    monkeypatch.setattr(data, "RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(data, "MAX_BYTES", 1000)  # of what is read into memory
+    monkeypatch.setattr(data, "MAX_FILE_BYTES", 1000)
+    mapped = data.load(str(folder))
+    assert mapped.fingerprint == read.fingerprint
+    assert np.array_equal(mapped.x_train, read.x_train)
+    assert not mapped.x_train.flags.owndata
+    assert not mapped.x_train.flags.writeable
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_large_idx_file_of_another_size_than_claimed_is_refused(folder, monkeypatch, change):
+    monkeypatch.setattr(data, "RESIDENT_BYTES", 1000)
+    path = folder / "train-images-idx3-ubyte"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] if change < 0 else content + b"x")
+    with pytest.raises(data.DataError, match="fewer than" if change < 0 else "more than"):
+        data.load(str(folder))
+
+
+def test_a_packed_file_is_not_mapped(folder, monkeypatch):
+    path = folder / "train-images-idx3-ubyte"
+    (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    expected = data.load(str(folder)).fingerprint
+    monkeypatch.setattr(data, "RESIDENT_BYTES", 1000)
+    assert data.load(str(folder)).fingerprint == expected
+
+
+def test_only_large_local_files_are_mapped(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert storage.mapped(str(path), 5) is None
+    assert storage.mapped(str(tmp_path / "nowhere"), 0) is None
+    assert storage.mapped(str(tmp_path), 0) is None
+    found = storage.mapped(f"file://{path}", 4)
+    assert bytes(found) == b"12345"
+    found.close()
