@@ -445,6 +445,7 @@ def render(folder: Path) -> list[dict[str, Any]]:
 
 
 def tool(name: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    assert (TOOLS / name).exists(), f"{name} is not in .venv-checks: `make check` installs it"
     command = [str(TOOLS / name), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **more)
 
