@@ -11,7 +11,7 @@ import typer
 from job import __version__, flags, pulse, uris, verdict
 from job.cluster import Cluster
 from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
-from job.errors import JobError, UsageError
+from job.errors import JobError, StoppedError, UsageError
 from job.heartbeat import Heartbeat
 from job.preemption import Preemption
 from job.progress import Progress, write_line
@@ -175,22 +175,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after the program's name; those of this process if None.
     """
-    command = typer.main.get_command(app)
     place = verdict.place(sys.argv[1:] if arguments is None else arguments, os.environ)
+    code, ended = _run(arguments)
+    try:
+        _tell(place, ended)
+    except (StoppedError, KeyboardInterrupt):  # a signal raises once, and here it comes too late
+        _tell(place, ended)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> tuple[int, dict[str, Any] | None]:
+    """Run one command; return its exit code and the verdict on it, if it has one."""
+    command = typer.main.get_command(app)
     try:
         ended = command.main(arguments, prog_name=PROGRAM, standalone_mode=False)
     except JobError as error:
-        return _failed(str(error), error.exit_code, place)
+        return _failed(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _failed(_what_is_wrong(error), UsageError.exit_code, place)
+        return _failed(_what_is_wrong(error), UsageError.exit_code)
     except Exception as error:  # noqa: BLE001  anything else is a bug, and says so
         traceback.print_exc()
-        return _failed(f"{_BUG} ({error!r})", EXIT_BUG, place)
-    if isinstance(ended, dict):  # the verdict of a command that has one
-        _leave(place, ended)
-        return 0
+        return _failed(str(JobError(f"{_BUG} ({error!r})")), EXIT_BUG)
+    if isinstance(ended, dict):
+        return 0, ended
     # Typer ends an interrupted command with this code, and without a word.
-    return _failed("interrupted", ended, place) if ended == EXIT_INTERRUPTED else ended or 0
+    return _failed("interrupted", ended) if ended == EXIT_INTERRUPTED else (ended or 0, None)
 
 
 def _what_is_wrong(error: typer.TyperException) -> str:
@@ -200,13 +209,17 @@ def _what_is_wrong(error: typer.TyperException) -> str:
     return ", not ".join([message, *(repr(refusal["input"]) for refusal in refused)])
 
 
-def _failed(message: str, code: int, place: str | None) -> int:
-    write_line(sys.stderr, f"{PROGRAM}: error: {message} (exit {code})")
-    _leave(place, verdict.failed(message, code))
-    return code
+def _failed(message: str, code: int) -> tuple[int, dict[str, Any]]:
+    return code, verdict.failed(message, code)
 
 
-def _leave(place: str | None, ended: dict[str, Any]) -> None:
+def _tell(place: str | None, ended: dict[str, Any] | None) -> None:
+    """Say what went wrong, if anything did, and leave the verdict in its place."""
+    if ended is None:
+        return
+    if ended["code"] != 0:
+        line = f"{PROGRAM}: error: {ended['error']} (exit {ended['code']})"
+        write_line(sys.stderr, line)
     if (refusal := verdict.write(place, ended)) is not None:
         write_line(sys.stderr, f"{PROGRAM}: warning: {refusal}")
 

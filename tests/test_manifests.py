@@ -47,9 +47,6 @@ WATCHER_OFFSET = 1
 
 # Variables of others: read by the SDK of the cloud, not by the job.
 CLOUD = {"AWS_REGION", "AWS_SHARED_CREDENTIALS_FILE"}
-# Asked for by the manifests, and not in the job yet: to be taken out here as soon as they are.
-PROMISED_VARIABLES = {"K8S_WORKERS", "K8S_SERVICE_NAME", "K8S_WORKER_PORT", "MNIST_JOB_REQUIRE_GPU"}
-PROMISED_VALUES = ("multiworker", "s3://", "gs://")
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -142,7 +139,10 @@ def variables(workload: dict[str, Any], _: list[dict[str, Any]]) -> Iterator[str
     command, *words = container_of(workload)["args"]
     if words:
         yield f"flags are given as variables, which components can change, not as {words}"
-    known = variables_of(command) | variables_read() | CLOUD | PROMISED_VARIABLES
+    entries = [entry["name"] for entry in container_of(workload)["env"]]
+    if len(entries) != len(set(entries)):
+        yield f"a variable is given twice: {sorted(entries)}"
+    known = variables_of(command) | variables_read() | CLOUD
     for name in environment_of(workload).keys() - known:
         yield f"nobody reads the variable {name}"
     for name in ("K8S_IMAGE", "K8S_JOB_NAME", "K8S_POD_NAME", "K8S_NODE_NAME", "K8S_CPU_LIMIT"):
@@ -334,26 +334,20 @@ def test_the_job_accepts_what_the_manifest_gives(path, command, monkeypatch, tmp
     """Starts the job with the pod's own arguments and variables, up to where work would begin."""
     seen = []
 
-    def stop(config: Any, *_: Any) -> None:
-        seen.append(config)
+    def stop(asked: Any, *_: Any) -> None:
+        seen.append(asked)
         raise errors.TemporaryError("far enough")
 
     monkeypatch.setattr(run, "train_run", stop)
     [workload] = kind(documents(path), "Job", "CronJob")
     for name, value in environment_of(workload).items():
-        if value.startswith(PROMISED_VALUES) or name in PROMISED_VARIABLES:
+        if name == "K8S_WORKERS":  # it would wait for its peers
             continue
         monkeypatch.setenv(name, re.sub("^/tmp(?=/)", str(tmp_path), value))
     monkeypatch.setenv("K8S_JOB_NAME", workload["metadata"]["name"])
     ended = command(*container_of(workload)["args"])
     assert ended.code == 75, ended.err
     assert seen[0].run_uri == f"/runs/{workload['metadata']['name']}"
-
-
-def test_what_is_promised_is_not_there_yet() -> None:
-    """Fails when the job has learnt it: then take it out of PROMISED_VARIABLES and _VALUES."""
-    there = variables_read() | variables_of("train")
-    assert PROMISED_VARIABLES & there == set()
 
 
 def test_versions_are_in_step() -> None:
@@ -387,6 +381,7 @@ BROKEN: list[tuple[str, str, Any, str]] = [
     ("train-job", "spec.template.spec.containers.0.env.0.name", "MNIST_JOB_OUT", "nobody reads"),
     ("train-job", "spec.template.spec.containers.0.env.0.value", "/elsewhere", "mounted"),
     ("train-job", "spec.template.spec.containers.0.env.1.value", "/tmp/other", "touch"),
+    ("train-job", "spec.template.spec.containers.0.env.1.name", "MNIST_JOB_OUTPUT", "twice"),
     ("train-job", "spec.template.spec.containers.0.env.3.name", "K8S_JOB", "K8S_JOB_NAME"),
     ("train-job", "spec.template.spec.containers.0.livenessProbe.exec.command", ["true"], "age"),
     (
@@ -439,6 +434,7 @@ def render(folder: Path) -> list[dict[str, Any]]:
 
 
 def tool(name: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    assert (TOOLS / name).exists(), f"{name} is not in .venv-checks: `make check` installs it"
     command = [str(TOOLS / name), *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **more)
 

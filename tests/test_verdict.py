@@ -157,3 +157,17 @@ def test_a_place_lost_on_the_way_changes_no_exit_code(command, monkeypatch, tmp_
     done = command("train", "--termination-log", folder / "log")
     assert done.code == 0
     assert done.err.startswith("mnist-job: warning: --termination-log")
+
+
+def test_a_signal_that_comes_too_late_changes_nothing(command, monkeypatch, log) -> None:
+    """It raises where it strikes, which here is while the verdict is being written."""
+    strikes, write = [StoppedError("too late")], verdict.write
+
+    def struck(*words):
+        if strikes:
+            raise strikes.pop()
+        return write(*words)
+
+    monkeypatch.setattr(verdict, "write", struck)
+    assert command("train", "--epochs", "0", "--termination-log", log).code == 64
+    assert read(log)["code"] == 64
