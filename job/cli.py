@@ -8,17 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, flags, uris
+from job import __version__, flags, storage, uris
 from job.cluster import Cluster
 from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
 from job.errors import JobError, UsageError
 from job.preemption import Preemption
 from job.progress import Progress, write_line
+from job.storage import Settings
 
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MAX_PREDICTIONS = 100_000
+_NOT_OF_THE_RUN = ("log", "storage_timeout", "anonymous", "cache")
 
 app = typer.Typer(
     name=PROGRAM,
@@ -46,18 +48,23 @@ def train(
     precision: flags.Precision = RunConfig.precision,
     checkpoint_seconds: flags.CheckpointSeconds = RunConfig.checkpoint_seconds,
     time_limit: flags.TimeLimit = RunConfig.time_limit,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+    cache: flags.Cache = Settings.cache,
     log: flags.Log = "auto",
 ) -> None:
     """Train a model, score it on all test images, and publish weights and metrics."""
-    fields = {name: value for name, value in locals().items() if name != "log"}
+    fields = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_RUN}
     cluster = Cluster.from_environment(os.environ)
     run_id = run_id or cluster.job or fresh_run_id(model)
     config = RunConfig(**fields | {"run_id": run_id})
+    progress = Progress(log)
+    _use_storage(storage_timeout, anonymous, cache, progress)
     preemption = Preemption(time_limit)
     preemption.install()
     from job.run import train_run  # noqa: PLC0415
 
-    train_run(config, cluster, preemption, Progress(log))
+    train_run(config, cluster, preemption, progress)
 
 
 @app.command()
@@ -66,8 +73,12 @@ def evaluate(
     data: flags.Data = EMBEDDED_DATA,
     model: flags.Model = RunConfig.model,
     output: flags.Report = None,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+    cache: flags.Cache = Settings.cache,
 ) -> None:
     """Score published weights on all test images of a data set."""
+    _use_storage(storage_timeout, anonymous, cache, Progress("text", sys.stderr))
     uris.check(weights, "--weights")
     if output is not None:
         uris.check(output, "--output")
@@ -93,8 +104,12 @@ def predict(
     start: flags.Start = 0,
     image: flags.Image = None,
     figure: flags.Figure = None,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+    cache: flags.Cache = Settings.cache,
 ) -> None:
     """Predict test images, or pictures of your own."""
+    _use_storage(storage_timeout, anonymous, cache, Progress("text", sys.stderr))
     from job import gallery, scoring  # noqa: PLC0415
 
     uris.check(weights, "--weights")
@@ -125,6 +140,12 @@ def drill(context: typer.Context) -> None:
     from job import drill as proof  # noqa: PLC0415
 
     proof.drill(context.args, _say)
+
+
+def _use_storage(timeout: float, anonymous: bool, cache: str | None, progress: Progress) -> None:
+    storage.configure(
+        Settings(timeout_seconds=timeout, anonymous=anonymous, cache=cache, notify=progress.event)
+    )
 
 
 def _say(text: str) -> None:

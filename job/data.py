@@ -85,7 +85,7 @@ def load(uri: str) -> Dataset:
     elif storage.is_folder(uri):
         stored = _idx_files(uri)
     else:
-        stored = from_npz(uri, storage.read(uri, MAX_FILE_BYTES), ARRAY_NAMES)
+        stored = from_npz(uri, storage.read_cached(uri, MAX_FILE_BYTES), ARRAY_NAMES)
     x_train, y_train, x_test, y_test = stored
     examples.check_claims(x_train, y_train, x_test, y_test)
     _check_total(uri, stored)
@@ -124,7 +124,7 @@ def _idx_file(folder: str, array_name: str, stem: str) -> StoredArray:
     for name in (f"{stem}-ubyte", f"{stem.replace('-idx', '.idx')}-ubyte"):
         for uri in (uris.join(folder, name), uris.join(folder, f"{name}.gz")):
             try:
-                return from_idx(uri, array_name, storage.read(uri, MAX_FILE_BYTES))
+                return from_idx(uri, array_name, storage.read_cached(uri, MAX_FILE_BYTES))
             except MissingInputError as error:
                 # One that may not be read is worth a word; a subfolder of that name is not, since
                 # some downloads unpack to one beside the file.

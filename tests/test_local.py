@@ -1,4 +1,4 @@
-"""What a URI may be, and that objects are read whole, written whole and never overwritten."""
+"""That files are read whole, written whole and never overwritten, and what killed writers leave."""
 
 import errno
 import os
@@ -10,186 +10,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from job import storage, uris
+from job import local
 from job.errors import (
     ConflictError,
     DataError,
     JobError,
     MissingInputError,
     OutputError,
-    UsageError,
 )
-
-SECRET = "hunter2"
-
-ACCEPTED = [
-    *("runs", "./runs", "../runs", ".", "..", "/", "/tmp/x", "a/b.h5", "a//b", "a/", "-x", "~/x"),
-    *("a b", "ä/ö", "日本", "a%20b", "a%2e%2e/b", "a%00b", "a#b", "a?b", "a*[0]", "a\\b", "a&b;c"),
-    *("a:b", "host:path", "10:30", "file", "files/x", "s3", "s3/b/k", "./s3:/b", "./file:/x"),
-    *("file:///", "file:///a", "file:///a/b.h5", "file:///a%20b", "file:///a%2520b", "file:///ä"),
-    *("file:///a/..b", "file:///a/b..", "file:///a//b", "file:///a%3Fb%23c", "file:///a:b"),
-    *("file:////a", "file:///a/%252e%252e/b", "file:///a%", "file:///%zz"),
-]
-REFUSED = [
-    # other schemes, however they are spelled
-    *("s3://b/k", "s3:/b/k", "S3://b/k", "s3:///k", "gs://b/k", "gcs://b/k", "az://c/k"),
-    *("abfs://c@acc.dfs.core.windows.net/k", "hdfs://h/k", "webhdfs://h/k", "memory://k"),
-    *("http://h/x", "https://h/x", "HTTPS://h/x", "ftp://h/x", "sftp://h/x", "ssh://h/x"),
-    *("git://h/x", "github://org:repo@/x", "hf://org/x", "zip://x", "tar:///x", "data:/x"),
-    *("local:///x", "filesystem:/x", "C:/Users/x", "c:/", "x-y.z+1://h", "a:/", "a://"),
-    # secrets, which must not be repeated
-    f"https://user:{SECRET}@h/x",
-    f"s3://KEY:{SECRET}@b/k",
-    f"ftp://user:{SECRET}@h/x",
-    f"https://h/x?X-Amz-Signature={SECRET}",
-    f"s3:/{SECRET}",
-    f"file://user:{SECRET}@h/x",
-    f"file:///a?token={SECRET}",
-    f"file:///a#{SECRET}",
-    f"simplecache::https://user:{SECRET}@h/x",
-    f"a\n{SECRET}",
-    f"file:///a/../{SECRET}",
-    # chains
-    *("simplecache::s3://b/k", "zip://a.npz::file:///b.zip", "a::b", "::", "a::", "file:///a::b"),
-    # file URIs of another kind than ours
-    *("file:/a", "file://", "file://a", "file://h/a", "file://localhost/a", "FILE:///a"),
-    *("File:///a", "file:///a?b", "file:///a#b", "file:///?", "file:////a#"),
-    # ways up
-    *("file:///..", "file:///../a", "file:///a/..", "file:///a/../b", "file:///a/%2e%2e/b"),
-    *("file:///a/%2E./b", "file:///a/.%2e", "file:///a%2f..%2fb", "file:///a%2F%2e%2e"),
-    # nothing, and what terminals and kernels take for something else
-    *("", " ", "   ", "\t", "\n", "\u2003", "a\nb", "a\rb", "a\tb", "a\0b", "\0", "a\x1b[31mb"),
-    *("a\x7fb", "file:///a\nb", "s3://b/k\n", "a\n", "\x01"),
-]
-REFUSED_ONCE_DECODED = ["file:///a%00b", "file:///%00", "file:///a%0Ab", "file:///a%1b%5B31m"]
-DISGUISED = [
-    *(" s3://b/k", f" https://user:{SECRET}@h/x", "\u00a0s3://b/k", "_s3://b/k", "3s://b/k"),
-    *("://h/x", "é://h/x", "-https://h/x", f"<https://user:{SECRET}@h/x>", f"'s3://K:{SECRET}@b'"),
-]
-
-
-def readable(uri: str) -> str:
-    return ascii(uri)[:40]
-
-
-@pytest.mark.parametrize("uri", ACCEPTED, ids=readable)
-def test_paths_and_file_uris_are_accepted_unchanged(uri: str) -> None:
-    assert uris.check(uri, "--weights") == uri
-
-
-@pytest.mark.parametrize("uri", REFUSED, ids=readable)
-def test_any_other_uri_is_refused_by_the_flag_and_not_echoed(uri: str) -> None:
-    assert_refused(uri)
-
-
-@pytest.mark.parametrize("uri", REFUSED_ONCE_DECODED, ids=readable)
-def test_control_characters_are_refused_in_disguise_as_well(uri: str) -> None:
-    assert_refused(uri)
-
-
-@pytest.mark.parametrize("uri", DISGUISED, ids=readable)
-def test_what_only_nearly_has_a_scheme_is_refused_and_not_echoed(uri: str) -> None:
-    """Taken for a path it would fail as one that doesn't exist, and the message would repeat it."""
-    assert_refused(uri)
-
-
-def assert_refused(uri: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        uris.check(uri, "--weights")
-    message = caught.value.args[0]
-    assert message.startswith("--weights ")
-    assert SECRET not in message
-    assert message.isprintable()
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text())
-def test_any_text_is_accepted_or_refused(uri: str) -> None:
-    try:
-        assert uris.check(uri, "--data") == uri
-    except UsageError as error:
-        assert str(error).startswith("--data ")  # noqa: PT017  either outcome is right
-
-
-PIECES = ["/", "..", ".", "%00", "%2e", "%2F", "%", "a", "é", ":", "~", " ", "#", "?", "x" * 300]
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.sampled_from(["", "/", "file:///", "file:"]), st.lists(st.sampled_from(PIECES)))
-def test_whatever_is_accepted_can_be_asked_for(prefix: str, pieces: list[str]) -> None:
-    """No accepted URI is answered with anything but bytes or an error of the job's."""
-    try:
-        uri = uris.check(prefix + "".join(pieces), "--data")
-        assert storage.is_folder(uri) in {True, False}
-        storage.read(uri, 10)
-    except JobError:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("folder", "names", "joined"),
-    [
-        ("runs", ("a",), "runs/a"),
-        ("runs/", ("a",), "runs/a"),
-        ("runs//", ("a",), "runs/a"),
-        ("runs", ("a", "b", "c.json"), "runs/a/b/c.json"),
-        (".", ("a",), "./a"),
-        ("/", ("a",), "/a"),
-        ("a b", ("c d",), "a b/c d"),
-        ("file:///out", ("a",), "file:///out/a"),
-        ("file:///out/", ("a", "b"), "file:///out/a/b"),
-        ("s3://b/k", ("a",), "s3://b/k/a"),
-    ],
-)
-def test_join(folder: str, names: tuple[str, ...], joined: str) -> None:
-    assert uris.join(folder, *names) == joined
-
-
-@pytest.mark.parametrize("folder", ["/", "file:///", "file:///a/", "a", "a/", "./", "../b"])
-def test_what_is_joined_lies_in_the_folder(folder: str) -> None:
-    assert uris.local_path(uris.join(folder, "x")) == uris.local_path(folder) / "x"
-
-
-@pytest.mark.parametrize(
-    ("uri", "neighbour"),
-    [
-        ("model.h5", "m.json"),
-        ("./model.h5", "./m.json"),
-        ("runs/r1/model.h5", "runs/r1/m.json"),
-        ("/model.h5", "/m.json"),
-        ("file:///model.h5", "file:///m.json"),
-        ("file:///r/model.h5", "file:///r/m.json"),
-        ("../a b/c", "../a b/m.json"),
-    ],
-)
-def test_beside(uri: str, neighbour: str) -> None:
-    assert uris.beside(uri, "m.json") == neighbour
-
-
-@pytest.mark.parametrize(
-    ("uri", "path"),
-    [
-        ("a/b", b"a/b"),
-        ("/a b", b"/a b"),
-        ("a%20b", b"a%20b"),  # a path is no URI
-        ("file:///a", b"/a"),
-        ("file:///a%20b", b"/a b"),
-        ("file:///a%2520b", b"/a%20b"),
-        ("file:///%C3%A4", "/ä".encode()),
-        ("file:///ä", "/ä".encode()),
-        ("file:///a%3Fb%23", b"/a?b#"),
-        ("file:///100%", b"/100%"),
-    ],
-)
-def test_local_path(uri: str, path: bytes) -> None:
-    assert os.fsencode(uris.local_path(uri)) == path
-
-
-def test_a_percent_encoded_byte_is_that_byte() -> None:
-    assert os.fsencode(uris.local_path("file:///a%FFb")) == b"/a\xffb"
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 100], ids=["empty", "nul", "full"])
@@ -199,19 +28,19 @@ def test_reading_returns_the_whole_object(
 ) -> None:
     path = tmp_path / "an objéct"
     path.write_bytes(data)
-    assert storage.read(as_uri(path), 100) == data
+    assert local.read(as_uri(path), 100) == data
 
 
 def test_the_limit_is_the_largest_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "object"
     path.write_bytes(b"x" * 101)
-    assert len(storage.read(str(path), 101)) == 101
+    assert len(local.read(str(path), 101)) == 101
     with pytest.raises(DataError, match=r"/object has more than 0 MiB"):
-        storage.read(str(path), 100)
+        local.read(str(path), 100)
     with path.open("wb") as file:
-        file.truncate(3 * storage.MEBIBYTE)
+        file.truncate(3 * local.MEBIBYTE)
     with pytest.raises(DataError, match="more than 2 MiB"):
-        storage.read(str(path), 2 * storage.MEBIBYTE)
+        local.read(str(path), 2 * local.MEBIBYTE)
 
 
 def test_what_does_not_exist_is_missing(tmp_path: Path) -> None:
@@ -219,7 +48,7 @@ def test_what_does_not_exist_is_missing(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("nothing", "no/folder/either", "file/below", "dangling"):
         with pytest.raises(MissingInputError, match=f"/{name} "):
-            storage.read(str(tmp_path / name), 10)
+            local.read(str(tmp_path / name), 10)
 
 
 def test_what_is_no_file_is_named_so(tmp_path: Path) -> None:
@@ -233,7 +62,7 @@ def test_what_is_no_file_is_named_so(tmp_path: Path) -> None:
             (Path("/dev/zero"), "is a device or a pipe"),
         ]:
             with pytest.raises(MissingInputError, match=kind):
-                storage.read(str(path), 10)
+                local.read(str(path), 10)
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])
@@ -244,7 +73,7 @@ def test_a_pipe_nobody_writes_to_does_not_hang_the_job(
     os.mkfifo(pipe)
     (tmp_path / "link").symlink_to(pipe)
     uri = str(tmp_path / "link" if through_a_link else pipe)
-    program = "import sys; from job.storage import read; read(sys.argv[1], 10)"
+    program = "import sys; from job.local import read; read(sys.argv[1], 10)"
     ended = subprocess.run(
         [sys.executable, "-c", program, uri],
         capture_output=True,
@@ -274,7 +103,7 @@ def test_a_failure_to_open_is_reported_as_what_it_is(
     path.write_bytes(b"x")
     monkeypatch.setattr(Path, "open", failing(number, Path.open, lambda found, *_: found == path))
     with pytest.raises(expected, match="/object "):
-        storage.read(str(path), 10)
+        local.read(str(path), 10)
 
 
 def test_a_failure_while_reading_is_an_error_of_the_device(
@@ -297,7 +126,7 @@ def test_a_failure_while_reading_is_an_error_of_the_device(
     path.write_bytes(b"x")
     monkeypatch.setattr(Path, "open", lambda *_: Failing())
     with pytest.raises(OutputError, match="input/output error"):
-        storage.read(str(path), 10)
+        local.read(str(path), 10)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000], ids=["name", "path"])
@@ -305,35 +134,35 @@ def test_a_name_too_long_to_exist_is_missing_and_not_repeated_in_full(
     tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(MissingInputError, match="too long") as caught:
-        storage.read(str(tmp_path / name), 10)
+        local.read(str(tmp_path / name), 10)
     assert len(str(caught.value)) < 200
 
 
 def test_a_link_to_itself_is_missing(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(MissingInputError, match="/loop "):
-        storage.read(str(tmp_path / "loop"), 10)
+        local.read(str(tmp_path / "loop"), 10)
 
 
 def test_is_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "to folder").symlink_to(tmp_path)
-    assert storage.is_folder(str(tmp_path))
-    assert storage.is_folder(tmp_path.as_uri())
-    assert storage.is_folder((tmp_path / "to folder").as_uri())
-    assert not storage.is_folder(str(tmp_path / "file"))
-    assert not storage.is_folder(str(tmp_path / "file" / "below"))
-    assert not storage.is_folder(str(tmp_path / "nothing"))
+    assert local.is_folder(str(tmp_path))
+    assert local.is_folder(tmp_path.as_uri())
+    assert local.is_folder((tmp_path / "to folder").as_uri())
+    assert not local.is_folder(str(tmp_path / "file"))
+    assert not local.is_folder(str(tmp_path / "file" / "below"))
+    assert not local.is_folder(str(tmp_path / "nothing"))
 
 
 def test_what_cannot_be_looked_at_is_no_folder_and_no_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`read` says afterwards what is the matter with it; here it must only not be a traceback."""
-    assert not storage.is_folder("x" * 300)
+    assert not local.is_folder("x" * 300)
     monkeypatch.setattr(os, "stat", failing(errno.EACCES, os.stat, lambda *_, **__: True))
     monkeypatch.setattr(Path, "stat", failing(errno.EACCES, Path.stat, lambda *_, **__: True))
-    assert not storage.is_folder(str(tmp_path))
+    assert not local.is_folder(str(tmp_path))
 
 
 # --- create ---------------------------------------------------------------------------------
@@ -349,27 +178,27 @@ def test_creating_writes_the_object_and_nothing_else(
     tmp_path: Path, data: bytes, as_uri: Callable[[Path], str]
 ) -> None:
     path = tmp_path / "new" / "folders" / "objéct 1"
-    storage.create(as_uri(path), data)
+    local.create(as_uri(path), data)
     assert path.read_bytes() == data
     assert left_in(path.parent) == ["objéct 1"]
-    assert storage.read(as_uri(path), len(data)) == data
+    assert local.read(as_uri(path), len(data)) == data
 
 
 def test_a_relative_path_lies_below_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    storage.create("object", b"1")
-    storage.create("runs/r1/object", b"2")
+    local.create("object", b"1")
+    local.create("runs/r1/object", b"2")
     assert (tmp_path / "object").read_bytes() == b"1"
     assert (tmp_path / "runs/r1/object").read_bytes() == b"2"
 
 
 def test_the_same_bytes_again_are_a_success(tmp_path: Path) -> None:
     path = tmp_path / "object"
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     before = path.stat()
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert left_in(tmp_path) == ["object"]
 
@@ -381,9 +210,9 @@ def test_other_bytes_are_a_conflict_and_nothing_is_overwritten(
     tmp_path: Path, other: bytes
 ) -> None:
     path = tmp_path / "object"
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     with pytest.raises(ConflictError, match="/object already exists"):
-        storage.create(str(path), other)
+        local.create(str(path), other)
     assert path.read_bytes() == b"content"
     assert left_in(tmp_path) == ["object"]
 
@@ -392,7 +221,7 @@ def test_other_bytes_are_a_conflict_and_nothing_is_overwritten(
 def test_a_file_where_a_folder_should_be_is_in_the_way(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file/{below}: "):
-        storage.create(str(tmp_path / "file" / below), b"content")
+        local.create(str(tmp_path / "file" / below), b"content")
     assert (tmp_path / "file").read_bytes() == b"mine"
     assert left_in(tmp_path) == ["file"]
 
@@ -409,7 +238,7 @@ def test_what_is_no_file_is_in_the_way_and_named(tmp_path: Path, in_the_way: str
     if in_the_way == "dangling link":
         path.symlink_to("nowhere")
     with pytest.raises(OutputError, match="in the way") as caught:
-        storage.create(str(path), b"content")
+        local.create(str(path), b"content")
     assert left_in(tmp_path) == ["object"]
     assert f"{path} is in the way" in str(caught.value)
     assert ".tmp" not in str(caught.value)  # which is gone already
@@ -421,13 +250,13 @@ def test_a_folder_without_a_name_is_no_place_for_an_object(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError):
-        storage.create(uri, b"content")
+        local.create(uri, b"content")
     assert left_in(tmp_path) == []
 
 
 def test_the_longest_name_the_disk_takes_is_not_too_long(tmp_path: Path) -> None:
     name = "n" * os.pathconf(tmp_path, "PC_NAME_MAX")
-    storage.create(str(tmp_path / name), b"content")
+    local.create(str(tmp_path / name), b"content")
     assert (tmp_path / name).read_bytes() == b"content"
 
 
@@ -496,11 +325,11 @@ def test_a_failed_write_leaves_nothing_and_can_be_repeated(tmp_path: Path, failu
         broken = failing(number, original, lambda *_, **__: True) if number else full_disk(original)
         patch.setattr(owner, name, broken)
         with pytest.raises(OutputError) as caught:
-            storage.create(str(path), b"content")
+            local.create(str(path), b"content")
     assert str(caught.value).startswith(f"cannot write {path}: ")
     assert os.strerror(number or errno.ENOSPC).lower() in str(caught.value)
     assert [left for left in tmp_path.rglob("*") if not left.is_dir()] == []
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     assert path.read_bytes() == b"content"
 
 
@@ -516,9 +345,9 @@ def test_a_name_that_may_not_last_is_reported_and_can_be_repeated(tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", failing(errno.EIO, os.fsync, second_fails))
         with pytest.raises(OutputError, match="input/output error"):
-            storage.create(str(path), b"content")
+            local.create(str(path), b"content")
     assert left_in(tmp_path) == ["object"]
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     assert path.read_bytes() == b"content"
 
 
@@ -527,7 +356,7 @@ def test_an_object_that_cannot_be_compared_is_neither_success_nor_conflict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     path = tmp_path / "object"
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     with monkeypatch.context() as patch:
         patch.setattr(
             Path,
@@ -536,7 +365,7 @@ def test_an_object_that_cannot_be_compared_is_neither_success_nor_conflict(
         )
         patch.setattr(Path, "read_bytes", failing(number, Path.read_bytes, lambda *_: True))
         with pytest.raises(OutputError, match="/object"):
-            storage.create(str(path), b"content")
+            local.create(str(path), b"content")
     assert path.read_bytes() == b"content"
     assert left_in(tmp_path) == ["object"]
 
@@ -573,7 +402,7 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_success(
 ) -> None:
     recorder = Recorder(monkeypatch)
     path = tmp_path / "object"
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     [flushed], [linked] = recorder.when("fsync", path), recorder.when("link", path)
     assert flushed < linked < recorder.when("fsync", tmp_path)[-1]
 
@@ -585,7 +414,7 @@ def test_finding_the_same_bytes_flushes_the_name(
     path = tmp_path / "object"
     path.write_bytes(b"content")
     recorder = Recorder(monkeypatch)
-    storage.create(str(path), b"content")
+    local.create(str(path), b"content")
     assert recorder.when("fsync", tmp_path)
 
 
@@ -593,7 +422,7 @@ def test_the_names_of_new_folders_are_on_disk_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(monkeypatch)
-    storage.create(str(tmp_path / "out" / "r1" / "attempts" / "object"), b"content")
+    local.create(str(tmp_path / "out" / "r1" / "attempts" / "object"), b"content")
     for holder in (tmp_path, tmp_path / "out", tmp_path / "out/r1", tmp_path / "out/r1/attempts"):
         assert recorder.when("fsync", holder), f"{holder} was not flushed"
 
@@ -603,7 +432,7 @@ def test_the_names_of_new_folders_are_on_disk_as_well(
 RACER = """
 import sys
 from job.errors import ConflictError
-from job.storage import create
+from job.local import create
 content = sys.argv[1].encode() * 100_000
 print("ready", flush=True)
 for line in sys.stdin:
@@ -661,7 +490,7 @@ def test_racing_twins_all_succeed(tmp_path: Path) -> None:
 
 WRITERS_KILLED = """
 import os, random, signal, sys, time
-from job.storage import create
+from job.local import create
 
 chance = random.Random(20261122)
 for folder in sys.argv[1:]:
@@ -700,7 +529,7 @@ def test_a_killed_writer_leaves_whole_objects_or_none(tmp_path: Path) -> None:
         for name in names:
             content = b"%d " % int(name) * 20_000
             assert (folder / name).read_bytes() == content, f"{folder / name} is torn"
-            storage.create(str(folder / name), content)  # whoever comes next finds its own bytes
+            local.create(str(folder / name), content)  # whoever comes next finds its own bytes
         unfinished = [name for name in left_in(folder) if name.startswith(".")]
         assert len(unfinished) <= 1  # the temporary file of the object it was at
-        storage.create(str(folder / str(len(names))), b"%d " % len(names) * 20_000)
+        local.create(str(folder / str(len(names))), b"%d " % len(names) * 20_000)
