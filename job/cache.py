@@ -49,7 +49,9 @@ class Cache:
                 self._notify("cache_skipped", reason=f"{self._folder} is short of room")
                 return
             local.create(str(self._objects(digest)), data)
-            local.create(str(self._versions(uri, version)), digest.encode())
+            entry = str(self._versions(uri, version))
+            local.remove(entry)  # one that is there was of no use to `find`
+            local.create(entry, digest.encode())
         except (JobError, OSError) as error:
             self._notify("cache_skipped", reason=str(error))
 

@@ -74,6 +74,8 @@ class Objects:
             for first in range(len(start.data), start.size, PIECE_BYTES)
         ]
         pieces = [start, *await asyncio.gather(*requests)]
+        if any(piece.version != start.version for piece in pieces):  # an emulator may not look
+            raise StoreError("changed", "it was replaced meanwhile")
         data = b"".join(piece.data for piece in pieces)
         if len(data) != start.size:
             raise StoreError("wrong", f"{len(data):,} bytes came of {start.size:,}")
