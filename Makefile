@@ -7,11 +7,11 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds chaos lock clean
+.PHONY: help setup train test check format seeds chaos chaos-storage lock clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Flags go in ARGS: make train ARGS="--epochs 3 --seed 1". EXTRA=gpu installs the GPU build.'
 
 setup: $(READY) ## Make the environment in .venv (the others do so by themselves)
@@ -41,6 +41,9 @@ seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --e
 
 chaos: $(READY) ## Kill trainings with SIGKILL and SIGTERM and compare every byte (some 20 minutes)
 	@$(BIN)/python scripts/chaos/kill.py $(ARGS)
+
+chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (some 15 minutes)
+	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
 
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup

@@ -55,7 +55,8 @@ def _renewed(credentials: Any, timeout_seconds: float) -> Any:
     if credentials is None:
         try:
             credentials, _ = google.auth.default(scopes=[SCOPE], request=request)
-        except (ValueError, OSError) as error:  # a file that holds something else
+        except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+            # google-auth trusts a file of credentials to be one.
             raise exceptions.DefaultCredentialsError from error
     credentials.refresh(request)
     return credentials

@@ -178,8 +178,12 @@ def shared(folder: Path) -> Iterator[dict[str, Server]]:
         yield {scheme: Server(scheme, url) for scheme, url in found.items()}
     finally:
         me.unlink()
-        if _started and not _in_use(users):
-            _started.pop().wait()
+        for process in _started:
+            if _in_use(users):
+                process.returncode = 0  # no longer ours: its last user ends it
+            else:
+                process.wait()
+        _started.clear()
 
 
 @contextlib.contextmanager

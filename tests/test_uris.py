@@ -98,6 +98,18 @@ DISGUISED = [
     *("://h/x", "é://h/x", "-https://h/x", f"<https://user:{SECRET}@h/x>", f"'s3://K:{SECRET}@b'"),
 ]
 
+GENERATED = [
+    f"{scheme}{rest}"
+    for scheme in ("s3", "gs", "gcs", "s3a", "http", "https", "az", "abfs", "hdfs", "ftp", "file")
+    for rest in (
+        f"://user:{SECRET}@host/key",
+        f"://bucket/../{SECRET}",
+        f"://bucket/key?token={SECRET}",
+        f"://{SECRET}%40bucket",
+        f"::s3://KEY:{SECRET}@bucket/key",
+    )
+]
+
 
 def readable(uri: str) -> str:
     return ascii(uri)[:40]
@@ -108,7 +120,7 @@ def test_paths_and_file_uris_are_accepted_unchanged(uri: str) -> None:
     assert uris.check(uri, "--weights") == uri
 
 
-@pytest.mark.parametrize("uri", REFUSED, ids=readable)
+@pytest.mark.parametrize("uri", [*REFUSED, *GENERATED], ids=readable)
 def test_any_other_uri_is_refused_by_the_flag_and_not_echoed(uri: str) -> None:
     assert_refused(uri)
 

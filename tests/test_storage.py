@@ -1,0 +1,51 @@
+"""The front of storage: what goes where, and with which settings."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+from job import storage
+from job.errors import UsageError
+
+
+@pytest.mark.parametrize("seconds", [0, -1, 0.05, 1e9, math.nan, math.inf])
+def test_a_deadline_that_is_none_is_refused(seconds: float) -> None:
+    with pytest.raises(UsageError, match="--storage-timeout"):
+        storage.Settings(timeout_seconds=seconds)
+
+
+@pytest.mark.parametrize("cache", ["", "s3://bucket/key", "http://x", "a::b", "s3://K:hunter2@b/k"])
+def test_a_cache_that_is_no_folder_is_refused(cache: str) -> None:
+    with pytest.raises(UsageError, match="--cache") as caught:
+        storage.Settings(cache=cache)
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "needed"),
+    [
+        ("object", set()),
+        ("file:///nowhere/object", set()),
+        ("s3://bucket/key", {"asyncio", "aiobotocore"}),
+        ("gs://bucket/key", {"asyncio", "google.auth"}),
+    ],
+)
+def test_only_what_a_uri_needs_is_imported(uri: str, needed: set[str]) -> None:
+    program = f"""
+import sys
+from job import storage
+from job.errors import JobError
+storage.configure(storage.Settings(timeout_seconds=0.1))
+try:
+    storage.read({uri!r}, 10)
+except JobError:
+    pass
+print(*({{"asyncio", "aiobotocore", "google.auth"}} & set(sys.modules)))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert set(ended.stdout.split()) == needed
+    assert ended.stderr == ""  # nothing is left open, and no library talks
