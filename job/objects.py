@@ -19,6 +19,7 @@ from job.retrying import Patience
 from job.stores import Page, Piece, Store, StoreError
 
 MEBIBYTE = 1024 * 1024
+FIRST_BYTES = 4 * MEBIBYTE  # asked for before the size is known, and all there is of most objects
 PIECE_BYTES = 16 * MEBIBYTE  # of a large object, fetched several at once
 CONCURRENT = 8  # requests
 MAX_BYTES = 5 * 1024 * MEBIBYTE  # what one PUT takes on S3
@@ -67,7 +68,7 @@ class Objects:
         raise TemporaryError(f"{uri} was replaced {_LOOKS} times while it was read: try again")
 
     async def _read(self, uri: str, limit_bytes: int) -> tuple[bytes, str]:
-        start = await self.get(uri, 0, min(PIECE_BYTES, limit_bytes + 1) - 1)
+        start = await self.get(uri, 0, min(FIRST_BYTES, limit_bytes + 1) - 1)
         check_size(uri, start.size, limit_bytes)
         requests = [
             self.get(uri, first, min(first + PIECE_BYTES, start.size) - 1, start.version)
@@ -171,7 +172,7 @@ class Objects:
             ConflictError: it has others.
         """
         try:
-            found = await self.get(uri, 0, min(PIECE_BYTES, len(data) + 1) - 1)
+            found = await self.get(uri, 0, min(FIRST_BYTES, len(data) + 1) - 1)
             if found.size == len(data):
                 whole = len(found.data) == found.size
                 theirs = found.data if whole else (await self.read(uri, len(data)))[0]

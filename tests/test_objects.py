@@ -209,6 +209,7 @@ def test_a_bucket_that_is_not_there(
 def test_an_object_that_changes_while_it_is_read_is_read_anew(
     faulty: faults.Proxy, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(objects, "FIRST_BYTES", 1000)
     monkeypatch.setattr(objects, "PIECE_BYTES", 1000)
     uri, old, new = f"{place}/object", b"o" * 4000, b"n" * 4000
     storage.create(uri, old)

@@ -136,10 +136,11 @@ def test_long_listings_come_whole(root: str, monkeypatch: pytest.MonkeyPatch) ->
     assert storage.names(root) == [str(number) for number in range(10)]
 
 
-@pytest.mark.parametrize("size", [39, 40, 41, 1000])
+@pytest.mark.parametrize("size", [12, 13, 31, 32, 33, 1000])
 def test_large_objects_come_whole_in_pieces(
     root: str, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
+    monkeypatch.setattr(objects, "FIRST_BYTES", 12)
     monkeypatch.setattr(objects, "PIECE_BYTES", 20)
     content = bytes(number % 251 for number in range(size))
     storage.create(f"{root}/object", content)
