@@ -9,12 +9,12 @@ CHECKS := .venv-checks/.ready
 BASE ?= python:3.12-slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds bench chaos image image-test image-sizes lock \
-	lock-peers clean
+.PHONY: help setup train test check format seeds bench chaos chaos-storage image image-test \
+	image-sizes lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo '  Flags go in ARGS: make train ARGS="--epochs 3 --seed 1". EXTRA=gpu installs the GPU build.'
 
 setup: $(READY) ## Make the environment in .venv (the others do so by themselves)
@@ -65,6 +65,9 @@ image-test: $(READY) ## Build the image on a base of Debian's own and run it as 
 
 image-sizes: ## Print what the image weighs, and what in it does
 	@scripts/image sizes $(EXTRA)
+
+chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (some 15 minutes)
+	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
 
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup

@@ -162,11 +162,14 @@ class Checkpoints:
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` of the checkpoints known here.
 
-        Raises:
-            OutputError: one can't be removed.
+        One that can't be removed stays, and the log says so: it costs room and nothing else.
         """
         for name in self._known[:-keep]:
-            storage.remove(uris.join(self._folder, name))
+            uri = uris.join(self._folder, name)
+            try:
+                storage.remove(uri)
+            except JobError as error:
+                self._progress.event("checkpoint_kept", uri=uri, reason=str(error))
         self._known = self._known[-keep:]
 
     def _save(self, state: State) -> None:

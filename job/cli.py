@@ -8,20 +8,24 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, flags, pulse, uris, verdict
+from job import __version__, flags, pulse, storage, uris, verdict
 from job.cluster import Cluster
 from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
 from job.errors import JobError, StoppedError, UsageError
 from job.heartbeat import Heartbeat
 from job.preemption import Preemption
 from job.progress import Progress, write_line
+from job.storage import Settings
 
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MAX_PREDICTIONS = 100_000
 _BUG = "this is a bug in the job, not in what you did: please report it"
-_NOT_OF_THE_RUN = ("log", "termination_log", "liveness_file")  # how it tells, not what it does
+_NOT_OF_THE_RUN = (  # how it reads, writes and tells, not what it does
+    *("storage_timeout", "anonymous", "cache"),
+    *("log", "termination_log", "liveness_file"),
+)
 
 app = typer.Typer(
     name=PROGRAM,
@@ -51,6 +55,9 @@ def train(
     precision: flags.Precision = RunConfig.precision,
     checkpoint_seconds: flags.CheckpointSeconds = RunConfig.checkpoint_seconds,
     time_limit: flags.TimeLimit = RunConfig.time_limit,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+    cache: flags.Cache = Settings.cache,
     log: flags.Log = "auto",
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
@@ -65,9 +72,11 @@ def train(
         raise UsageError("--run-id is missing: several workers must all be given the same one")
     run_id = run_id or fresh_run_id(model)
     config = RunConfig(**fields | {"run_id": run_id})
+    heartbeat = Heartbeat(liveness_file)
+    progress = Progress(log, heartbeat=heartbeat)
+    _use_storage(storage_timeout, anonymous, cache, progress)
     preemption = Preemption(time_limit)
     preemption.install()
-    heartbeat = Heartbeat(liveness_file)
     if cluster.workers.count > 1:
         from job import publishing, supervision  # noqa: PLC0415
 
@@ -79,7 +88,6 @@ def train(
                 sys.argv[1:], cluster.workers, team, peer_timeout, preemption, heartbeat
             )
             raise typer.Exit(code)
-    progress = Progress(log, heartbeat=heartbeat)
     from job.run import train_run  # noqa: PLC0415
 
     return verdict.complete(config.run_uri, train_run(config, cluster, preemption, progress))
@@ -91,20 +99,19 @@ def evaluate(
     data: flags.Data = EMBEDDED_DATA,
     model: flags.Model = RunConfig.model,
     output: flags.Report = None,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+    cache: flags.Cache = Settings.cache,
 ) -> None:
     """Score published weights on all test images of a data set."""
+    _use_storage(storage_timeout, anonymous, cache, Progress("text", sys.stderr))
     uris.check(weights, "--weights")
     if output is not None:
         uris.check(output, "--output")
     from job import scoring  # noqa: PLC0415
 
     scores, report = scoring.score(weights, check_data(data), model)
-    low, high = scores.accuracy_interval_95
-    _say(
-        f"test accuracy: {scores.accuracy:.4f}  ({scores.correct:,} of {scores.examples:,}; 95 % "
-        f"interval {low:.4f} to {high:.4f})"
-    )
-    _say(f"test loss: {scores.loss:.4f}")
+    _say(scoring.summary(scores))
     if output is not None:
         _say(f"written to {scoring.write_report(output, report)}")
 
@@ -118,8 +125,12 @@ def predict(
     start: flags.Start = 0,
     image: flags.Image = None,
     figure: flags.Figure = None,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+    cache: flags.Cache = Settings.cache,
 ) -> None:
     """Predict test images, or pictures of your own."""
+    _use_storage(storage_timeout, anonymous, cache, Progress("text", sys.stderr))
     from job import gallery, scoring  # noqa: PLC0415
 
     uris.check(weights, "--weights")
@@ -150,6 +161,12 @@ def drill(context: typer.Context) -> None:
     from job import drill as proof  # noqa: PLC0415
 
     proof.drill(context.args, _say)
+
+
+def _use_storage(timeout: float, anonymous: bool, cache: str | None, progress: Progress) -> None:
+    storage.configure(
+        Settings(timeout_seconds=timeout, anonymous=anonymous, cache=cache, notify=progress.event)
+    )
 
 
 def _say(text: str) -> None:

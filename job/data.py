@@ -88,7 +88,7 @@ def load(uri: str) -> Dataset:
     elif storage.is_folder(uri):
         stored = _idx_files(uri)
     else:
-        stored = from_npz(uri, storage.read(uri, MAX_FILE_BYTES), ARRAY_NAMES)
+        stored = from_npz(uri, storage.read_cached(uri, MAX_FILE_BYTES), ARRAY_NAMES)
     x_train, y_train, x_test, y_test = stored
     examples.check_claims(x_train, y_train, x_test, y_test)
     _check_total(uri, stored)
@@ -128,7 +128,7 @@ def _idx_file(folder: str, array_name: str, stem: str) -> StoredArray:
         for uri in (uris.join(folder, name), uris.join(folder, f"{name}.gz")):
             try:
                 mapped = storage.mapped(uri, RESIDENT_BYTES)
-                data = storage.read(uri, MAX_FILE_BYTES) if mapped is None else mapped
+                data = storage.read_cached(uri, MAX_FILE_BYTES) if mapped is None else mapped
                 return from_idx(uri, array_name, data)
             except MissingInputError as error:
                 # One that may not be read is worth a word; a subfolder of that name is not, since

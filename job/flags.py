@@ -22,6 +22,21 @@ Data = Annotated[
 ]
 Model = Annotated[config.ModelName, _flag("model", "Architecture.")]
 
+StorageTimeout = Annotated[
+    float,
+    _flag("storage-timeout", "Seconds that each try of a request to an object store may take."),
+]
+Anonymous = Annotated[
+    bool, _flag("anonymous", "Use object stores without credentials, as public places allow.")
+]
+Cache = Annotated[
+    str | None,
+    _flag(
+        "cache",
+        "Folder for data sets fetched from object stores, or 'none'. [default: the user's own]",
+    ),
+]
+
 # Of train.
 Output = Annotated[
     str, _flag("output", "Folder that runs are published in, each in one of its own.")

@@ -91,6 +91,13 @@ def _resumed(details: Mapping[str, Any]) -> str:
     return f"resumed    after step {details['step']:,}, with {details['cores']} threads as before"
 
 
+def _retry(details: Mapping[str, Any]) -> str:
+    return (
+        f"warning    {details['request']}: {details['reason']}; try {details['attempt']} of "
+        f"{details['attempts']} in {details['wait_seconds']:.1f} s"
+    )
+
+
 def _complete(details: Mapping[str, Any]) -> str:
     low, high = details["accuracy_interval_95"]
     lines = [
@@ -115,7 +122,10 @@ def _already_complete(details: Mapping[str, Any]) -> str:
     )
 
 
-_WARNINGS = ("checkpoint_passed_by", "checkpoint_failed")
+_WARNINGS = (
+    *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
+    *("storage_retry", "cache_skipped"),
+)
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "data_loaded": _loaded,
     "attempt_started": _started,
@@ -125,10 +135,13 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "resumed": _resumed,
     "checkpoint_saved": lambda _: "",  # no news to a person
     "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
+    "checkpoint_kept": lambda details: f"warning    an old checkpoint stays: {details['reason']}",
     "checkpoint_failed": lambda details: f"warning    no checkpoint: {details['reason']}",
     "worker_done": lambda details: (
         f"worker {details['worker']} is done, and the chief has published"
     ),
+    "storage_retry": _retry,
+    "cache_skipped": lambda details: f"warning    no cache: {details['reason']}",
     "complete": _complete,
     "already_complete": _already_complete,
 }

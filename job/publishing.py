@@ -71,8 +71,9 @@ def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -
         "data_fingerprint": fingerprint,
         **cluster.names,
     }
-    for number in range(1, _MAX_ATTEMPTS + 1):
-        uri = uris.join(config.run_uri, "attempts", f"{number:04}.json")
+    number = 1
+    while number <= _MAX_ATTEMPTS:
+        uri = _attempt_uri(config, number)
         try:
             storage.create(uri, to_json({"attempt": number, **record}))
         except ConflictError:
@@ -83,6 +84,7 @@ def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -
                     f"{uri}: the run was begun with other data at {config.data}: nothing was "
                     "overwritten; choose another --run-id"
                 ) from None
+            number = _first_free(config, number + 1)
         else:
             return number
     raise ConflictError(
@@ -90,15 +92,36 @@ def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -
     )
 
 
+def _attempt_uri(config: RunConfig, number: int) -> str:
+    return uris.join(config.run_uri, "attempts", f"{number:04}.json")
+
+
+def _first_free(config: RunConfig, number: int) -> int:
+    """Return the first attempt from `number` on that nobody has claimed.
+
+    Attempts have no gaps, since each claims the first that is free; so doubling steps and then
+    halving them finds it in a few looks, however often the run was begun.
+    """
+    step, taken = 1, number - 1
+    while number <= _MAX_ATTEMPTS and storage.exists(_attempt_uri(config, number)):
+        step, taken, number = 2 * step, number, number + 2 * step
+    while number - taken > 1:
+        middle = (taken + number) // 2
+        if storage.exists(_attempt_uri(config, middle)):
+            taken = middle
+        else:
+            number = middle
+    return number
+
+
 def publish(run_uri: str, files: dict[str, bytes]) -> tuple[Artifact, ...]:
-    """Write the artifacts, all but `metrics.json`, and return what to say of them there.
+    """Write the artifacts, all but `metrics.json`, at once, and return what to say of them there.
 
     Raises:
         ConflictError: one exists with other bytes.
         OutputError: one can't be written.
     """
-    for path, data in files.items():
-        storage.create(uris.join(run_uri, path), data)
+    storage.create_all({uris.join(run_uri, path): data for path, data in files.items()})
     return tuple(describe(path, data) for path, data in files.items())
 
 
@@ -150,7 +173,7 @@ def read_artifact(uri: str, limit_bytes: int) -> bytes:
     if not storage.exists(metrics_uri):
         return data
     named = read_json(metrics_uri).get("artifacts")
-    name, digest = uris.local_path(uri).name, describe(uri, data).sha256
+    name, digest = uris.name(uri), describe(uri, data).sha256
     for artifact in named if isinstance(named, list) else []:
         if not isinstance(artifact, dict) or artifact.get("path") != name:
             continue

@@ -151,6 +151,15 @@ def _predict(
     ]
 
 
+def summary(scores: "Scores") -> str:
+    """Return what a person wants to know first of `scores`, in two lines."""
+    low, high = scores.accuracy_interval_95
+    return (
+        f"test accuracy: {scores.accuracy:.4f}  ({scores.correct:,} of {scores.examples:,}; 95 % "
+        f"interval {low:.4f} to {high:.4f})\ntest loss: {scores.loss:.4f}"
+    )
+
+
 def table(predictions: Sequence[Prediction]) -> str:
     """Return predictions as a table for a person, a line each; a wrong one is marked."""
     width = max(5, *(len(prediction.image) for prediction in predictions))

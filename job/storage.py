@@ -4,21 +4,66 @@ Callers hold URIs as plain strings and hand whole objects over as bytes. The ver
 `read`, for an object of bounded size, and `create`, for one that is never overwritten. `create` may
 be repeated: finding its own bytes already there is success, which is what makes a restarted pod
 harmless.
+
+Paths and `file://` go to `local`, `s3://` and `gs://` to `remote`. Besides what is said of each
+verb, an object store can raise CredentialsError, TemporaryError (no answer, however often it was
+asked), ClusterError (it can't be what the job needs) and, for a bucket that isn't there, UsageError
+when writing and MissingInputError otherwise. "It can't be seen" never counts as "it isn't there".
 """
 
-import errno
 import mmap
 import os
-import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from job.errors import ConflictError, DataError, MissingInputError, OutputError
-from job.uris import local_path
+from job import local, uris
+from job.errors import UsageError
 
-MEBIBYTE = 1024 * 1024
+if TYPE_CHECKING:
+    from job.remote import Remote
 
-_TEMPORARY = ".tmp"
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+MEBIBYTE = local.MEBIBYTE
+NO_CACHE = "none"
+
+
+def _say_nothing(event: str, **details: Any) -> None:
+    del event, details
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a command uses storage."""
+
+    timeout_seconds: float = 60.0
+    """Deadline of each try of a request to an object store."""
+    anonymous: bool = False
+    """Use object stores without credentials."""
+    cache: str | None = None
+    """Folder for data sets that were fetched; None for the user's own, `none` for no cache."""
+    notify: Callable[..., None] = _say_nothing
+    """Called with the name of an event and its details: retries, a cache that doesn't work."""
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.timeout_seconds <= 86_400:  # NaN is in no range
+            raise UsageError(
+                f"--storage-timeout must be from 0.1 to 86400, not {self.timeout_seconds!r}"
+            )
+        if self.cache is not None and uris.is_remote(uris.check(self.cache, "--cache")):
+            raise UsageError("--cache must be a folder of this machine, or none")
+
+
+_settings = Settings()
+_remote: "Remote | None" = None
+
+
+def configure(settings: Settings) -> None:
+    """Use storage like that from now on; connections made before are closed."""
+    global _settings, _remote
+    if _remote is not None:
+        _remote.close()
+    _settings, _remote = settings, None
 
 
 def read(uri: str, limit_bytes: int) -> bytes:
@@ -29,32 +74,23 @@ def read(uri: str, limit_bytes: int) -> bytes:
         DataError: it is larger than the limit.
         OutputError: the device failed while reading.
     """
-    path = local_path(uri)
-    try:
-        if path.is_dir():
-            raise MissingInputError(f"{uri} is a folder, not a file: name the file in it")
-        if path.exists() and not path.is_file():
-            raise MissingInputError(f"{uri} is a device or a pipe, not a file: name a file")
-        with path.open("rb") as file:
-            # A read takes all the memory it may need at once: no more than the file has.
-            data = file.read(min(limit_bytes, os.fstat(file.fileno()).st_size) + 1)
-    except FileNotFoundError as error:
-        raise MissingInputError(f"{uri} does not exist: check the path") from error
-    except (PermissionError, NotADirectoryError) as error:
-        raise MissingInputError(
-            f"{uri} cannot be read ({_reason(error)}): check the path and its permissions"
-        ) from error
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise MissingInputError(f"{uri} is a link that leads to itself: check it") from error
-        if error.errno == errno.ENAMETOOLONG:
-            raise MissingInputError(f"{uri[:80]}... is too long to be a file's name") from error
-        raise OutputError(f"reading {uri} failed: {_reason(error)}") from error
-    if len(data) > limit_bytes:
-        raise DataError(
-            f"{uri} has more than {limit_bytes // MEBIBYTE} MiB, the most this job reads of such a "
-            "file: give a smaller one"
-        )
+    if uris.is_remote(uri):
+        return _stores().read(uri, limit_bytes)
+    return local.read(uri, limit_bytes)
+
+
+def read_cached(uri: str, limit_bytes: int) -> bytes:
+    """Return what `read` does, without fetching what the store still has as it was last time."""
+    folder = _cache_folder()
+    if folder is None or not uris.is_remote(uri):
+        return read(uri, limit_bytes)
+    from job.cache import Cache  # noqa: PLC0415
+
+    cache, stores = Cache(folder, _settings.notify), _stores()
+    data = cache.find(uri, stores.version(uri), limit_bytes)
+    if data is None:
+        data, version = stores.read_version(uri, limit_bytes)
+        cache.keep(uri, version, data)
     return data
 
 
@@ -65,21 +101,12 @@ def mapped(uri: str, above_bytes: int) -> mmap.mmap | None:
         uri: any place.
         above_bytes: what is no larger is not mapped, nor is what doesn't lie in a local file.
     """
-    try:
-        with local_path(uri).open("rb") as file:
-            if os.fstat(file.fileno()).st_size > above_bytes:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError:  # `read` tells the reason
-        return None
-    return None
+    return None if uris.is_remote(uri) else local.mapped(uri, above_bytes)
 
 
 def is_folder(uri: str) -> bool:
     """Tell whether `uri` names a folder; of one that can't be seen, `read` tells the reason."""
-    try:
-        return local_path(uri).is_dir()
-    except OSError:
-        return False
+    return _stores().is_folder(uri) if uris.is_remote(uri) else local.is_folder(uri)
 
 
 def exists(uri: str) -> bool:
@@ -88,15 +115,7 @@ def exists(uri: str) -> bool:
     Raises:
         MissingInputError: that can't be seen, which is not to say that there is nothing.
     """
-    try:
-        os.lstat(local_path(uri))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except OSError as error:
-        raise MissingInputError(
-            f"{uri} cannot be looked for ({_reason(error)}): check the path and its permissions"
-        ) from error
-    return True
+    return _stores().exists(uri) if uris.is_remote(uri) else local.exists(uri)
 
 
 def create(uri: str, data: bytes) -> None:
@@ -109,31 +128,22 @@ def create(uri: str, data: bytes) -> None:
         ConflictError: the object exists with other bytes.
         OutputError: it could not be written; what to do is in the message.
     """
-    path = local_path(uri)
-    if not path.name:
-        raise OutputError(f"cannot write {uri}: it names a folder; name a file in it")
-    # A name of its own, so that two writers of one object never share a temporary file.
-    temporary = path.with_name(f".{os.getpid()}-{secrets.token_hex(8)}{_TEMPORARY}")
-    try:
-        _make_folder(path.parent)
-        try:
-            _write_synced(temporary, data)
-            os.link(temporary, path)  # fails if the name exists, unlike a rename
-        except FileExistsError:
-            _check_same(path, uri, data)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)  # even if found: its writer may have died just before this
-    except FileExistsError as error:
-        raise OutputError(
-            f"cannot write {uri}: {error.filename} is in the way and is not a folder; move it or "
-            "choose another --output"
-        ) from error
-    except OSError as error:
-        advice = "check that the folder is writable and has room"
-        if error.errno in _NO_HARD_LINKS:
-            advice = "if its file system has no hard links (SMB, some FUSE), choose one that has"
-        raise OutputError(f"cannot write {uri}: {_reason(error)}; {advice}") from error
+    if uris.is_remote(uri):
+        _stores().create(uri, data)
+    else:
+        local.create(uri, data)
+
+
+def create_all(objects: Mapping[str, bytes]) -> None:
+    """Create several objects, URI to content: all on this machine, or all in a store.
+
+    Raises:
+        JobError: as `create`. Some may have been written; the same call goes on.
+    """
+    if any(uris.is_remote(uri) for uri in objects):
+        _stores().create_all(objects)
+    else:
+        local.create_all(objects)
 
 
 def names(uri: str) -> list[str]:
@@ -142,15 +152,7 @@ def names(uri: str) -> list[str]:
     Raises:
         OutputError: that can't be seen, which is not to say that there is nothing.
     """
-    try:
-        with os.scandir(local_path(uri)) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.endswith(_TEMPORARY))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise OutputError(
-            f"cannot list {uri}: {_reason(error)}; check the folder and its permissions"
-        ) from error
+    return _stores().names(uri) if uris.is_remote(uri) else local.names(uri)
 
 
 def remove(uri: str) -> None:
@@ -159,55 +161,27 @@ def remove(uri: str) -> None:
     Raises:
         OutputError: it can't be removed.
     """
-    try:
-        local_path(uri).unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {uri}: {_reason(error)}; check permissions") from error
+    if uris.is_remote(uri):
+        _stores().remove(uri)
+    else:
+        local.remove(uri)
 
 
-def _make_folder(folder: Path) -> None:
-    """Make `folder` and those above it, their names on disk when this returns."""
-    above = folder.parent
-    if folder != above and not folder.is_dir():
-        _make_folder(above)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(above)
+def _stores() -> "Remote":
+    global _remote  # noqa: PLW0603
+    if _remote is None:
+        from job.remote import Remote  # noqa: PLC0415  asyncio is for those who need it
+        from job.retrying import Patience  # noqa: PLC0415
+
+        patience = Patience(_settings.timeout_seconds, _settings.notify)
+        _remote = Remote(patience, anonymous=_settings.anonymous)
+    return _remote
 
 
-def _check_same(path: Path, uri: str, data: bytes) -> None:
-    if not path.is_file():
-        raise OutputError(
-            f"cannot write {uri}: {path} is in the way and is not a file of ours; move it or "
-            "choose another --output"
-        )
-    try:
-        same = path.stat().st_size == len(data) and path.read_bytes() == data
-    except OSError as error:
-        raise OutputError(
-            f"{uri} exists already, but cannot be compared ({_reason(error)}): nothing was "
-            "overwritten; check its permissions"
-        ) from error
-    if not same:
-        raise ConflictError(
-            f"{uri} already exists with other content: nothing was overwritten; choose another "
-            "--run-id or --output"
-        )
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # the new name itself must survive a power cut
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
+def _cache_folder() -> Path | None:
+    if _settings.cache == NO_CACHE:
+        return None
+    if _settings.cache is not None:
+        return uris.local_path(_settings.cache)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+    return Path(base) / "mnist-job" if Path(base).is_absolute() else None  # no home, no cache

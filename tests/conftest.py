@@ -1,15 +1,18 @@
 """What many tests share: small real data, one trained run, and the command line as a function."""
 
 import os
+import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import faults
 import numpy as np
 import pytest
+import servers
 
-from job import data, runtime
+from job import data, runtime, storage
 from job.cli import main
 
 REPOSITORY = Path(__file__).parent.parent
@@ -43,11 +46,60 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the developer's flags and a cluster's variables out of the tests."""
+def _own_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Keep the developer's flags, credentials and cache, and a cluster's variables out of tests."""
     for name in list(os.environ):
-        if name.startswith(("MNIST_JOB_", "K8S_")) or name in {"TF_CONFIG", "JOB_COMPLETION_INDEX"}:
+        ours = ("MNIST_JOB_", "K8S_", "AWS_", "STORAGE_EMULATOR", "GOOGLE_")
+        if name.startswith(ours) or name in {"TF_CONFIG", "JOB_COMPLETION_INDEX"}:
             monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", os.devnull)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "own-cache"))
+    yield
+    storage.configure(storage.Settings())
+
+
+@pytest.fixture(scope="session")
+def stores(
+    tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Iterator[dict[str, servers.Server]]:
+    """Run an S3 and a Google store, by scheme, one of each for all processes of this session."""
+    base = tmp_path_factory.getbasetemp()
+    with servers.shared((base if worker_id == "master" else base.parent) / "stores") as running:
+        yield running
+
+
+@pytest.fixture(params=["s3", "gs"])
+def store(
+    request: pytest.FixtureRequest,
+    stores: dict[str, servers.Server],
+    monkeypatch: pytest.MonkeyPatch,
+) -> servers.Server:
+    """Return a store that this process is led to; the test runs once for each kind."""
+    server = stores[request.param]
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+@pytest.fixture
+def faulty(store: servers.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[faults.Proxy]:
+    """Return a proxy of `store` that this process is led to instead."""
+    with faults.proxy(store.scheme, store.url) as proxy:
+        for name, value in store.environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        yield proxy
+
+
+@pytest.fixture
+def place(store: servers.Server) -> str:
+    """Return the URI of a folder in `store` that nobody else uses."""
+    return f"{store.root}/{secrets.token_hex(8)}"
 
 
 @pytest.fixture

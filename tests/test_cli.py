@@ -9,17 +9,20 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from job import cli, run, scoring
+from job import cli, run, scoring, storage
 
 TRAIN_FLAGS = [
     "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
     "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
-    "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "termination-log",
-    "liveness-file",
+    "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "storage-timeout",
+    "anonymous", "cache", "termination-log", "liveness-file",
 ]  # fmt: skip
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
-EVALUATE_FLAGS = ["weights", "data", "model", "output"]
-PREDICT_FLAGS = ["weights", "data", "model", "num-images", "start", "image", "figure"]
+EVALUATE_FLAGS = ["weights", "data", "model", "output", "storage-timeout", "anonymous", "cache"]
+PREDICT_FLAGS = [
+    "weights", "data", "model", "num-images", "start", "image", "figure", "storage-timeout",
+    "anonymous", "cache",
+]  # fmt: skip
 
 
 def assert_one_line(finished, code, *words):
@@ -78,6 +81,11 @@ def assert_one_line(finished, code, *words):
         ("--output file:relative", "file"),
         ("--data ftp://somewhere/x", "ftp:"),
         ("--data simplecache::x", "::"),
+        ("--output s3://bucket", "--output"),
+        ("--data gs://bucket/a/../b", "--data"),
+        ("--storage-timeout 0", "--storage-timeout"),
+        ("--storage-timeout nan", "nan"),
+        ("--cache s3://bucket/key", "--cache"),
         ("--no-such-flag", "--no-such-flag"),
         ("surplus", "surplus"),
     ],
@@ -147,6 +155,25 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
         monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))
     assert command("train").code == 0
     assert {name: getattr(seen[0], name) for name in values} == values
+
+
+@pytest.mark.parametrize("words", ["train", "evaluate --weights x", "predict --weights x"])
+def test_every_variable_of_storage_reaches_it(command, monkeypatch, tmp_path, words):
+    class Seen(Exception):  # noqa: N818
+        pass
+
+    seen = []
+
+    def configure(settings):
+        seen.append(settings)
+        raise Seen
+
+    monkeypatch.setattr(storage, "configure", configure)
+    monkeypatch.setenv("MNIST_JOB_STORAGE_TIMEOUT", "7.5")
+    monkeypatch.setenv("MNIST_JOB_ANONYMOUS", "1")
+    monkeypatch.setenv("MNIST_JOB_CACHE", str(tmp_path))
+    command(*words.split())
+    assert (seen[0].timeout_seconds, seen[0].anonymous, seen[0].cache) == (7.5, True, str(tmp_path))
 
 
 def test_run_is_named_after_the_kubernetes_job(command, monkeypatch):

@@ -93,6 +93,27 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         {"uri": "runs/r1/checkpoints/x", "reason": "x is damaged"},
         "warning    x is damaged; going further back",
     ),
+    (
+        "checkpoint_kept",
+        {"uri": "s3://bucket/r1/checkpoints/x", "reason": "removing x failed"},
+        "warning    an old checkpoint stays: removing x failed",
+    ),
+    (
+        "storage_retry",
+        {
+            "request": "PUT s3://bucket/key",
+            "reason": "503 SlowDown",
+            "attempt": 2,
+            "attempts": 4,
+            "wait_seconds": 0.62,
+        },
+        "warning    PUT s3://bucket/key: 503 SlowDown; try 2 of 4 in 0.6 s",
+    ),
+    (
+        "cache_skipped",
+        {"reason": "/cache is short of room"},
+        "warning    no cache: /cache is short of room",
+    ),
     ("complete", COMPLETE, COMPLETE_TEXT),
     (
         "already_complete",
@@ -251,7 +272,7 @@ def events_in_the_code() -> Iterator[str]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr == "event"
+                and node.func.attr in {"event", "notify", "_notify"}  # storage is handed the first
             ):
                 assert isinstance(node.args[0], ast.Constant), f"{path.name}:{node.lineno}"
                 yield node.args[0].value

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,26 @@ def test_attempts_count_from_one(config: RunConfig) -> None:
         "node": None,
         "image": None,
     }
+
+
+@pytest.mark.parametrize("before", [1, 2, 3, 7, 8, 9, 100, 1000])
+def test_the_next_attempt_is_found_in_a_few_looks(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    publishing.claim(config, "data", Cluster(), "then")
+    for number in range(2, before + 1):
+        (folder_of(config) / "attempts" / f"{number:04}.json").write_text("{}")
+    looks, exists = [], storage.exists
+    monkeypatch.setattr(storage, "exists", lambda uri: looks.append(uri) or exists(uri))
+    assert publishing.claim(config, "data", Cluster(), "now") == before + 1
+    assert len(looks) <= 2 * before.bit_length() + 1
+
+
+def test_racing_attempts_have_numbers_without_gaps(config: RunConfig) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        pods = [Cluster(pod=str(number)) for number in range(12)]
+        claimed = pool.map(lambda pod: publishing.claim(config, "data", pod, "now"), pods)
+        assert sorted(claimed) == list(range(1, 13))
 
 
 def test_another_pod_on_another_device_goes_on_with_the_run(config: RunConfig) -> None:

@@ -1,0 +1,172 @@
+"""Requests to S3 and what speaks its language; each function is one request.
+
+botocore decides where to send them and signs them: credentials, region and endpoint come from its
+usual chain of environment, files and cloud. Its own retries are off.
+"""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import aiobotocore.session
+import aiohttp
+from aiobotocore.config import AioConfig
+from botocore import UNSIGNED, exceptions
+from botocore.parsers import ResponseParserError
+
+from job.stores import Kind, Page, Piece, StoreError
+
+_CREDENTIALS = (
+    exceptions.NoCredentialsError,
+    exceptions.PartialCredentialsError,
+    exceptions.CredentialRetrievalError,
+    exceptions.TokenRetrievalError,
+    exceptions.MetadataRetrievalError,
+    exceptions.SSOError,
+    exceptions.ProfileNotFound,
+    exceptions.NoAuthTokenError,
+)
+_PASSING = (
+    exceptions.ConnectionError,
+    exceptions.HTTPClientError,
+    exceptions.IncompleteReadError,
+    ResponseParserError,
+    aiohttp.ClientError,
+)
+# S3 says by status 400 that a token is too old.
+_STALE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+_SLOW = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
+
+
+class S3:
+    """A connection to S3, or to a store that AWS_ENDPOINT_URL names."""
+
+    def __init__(self, *, anonymous: bool, timeout_seconds: float, connections: int) -> None:
+        """Open nothing yet; `anonymous` sends requests unsigned."""
+        signed = {"signature_version": UNSIGNED} if anonymous else {}
+        self._config = AioConfig(
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=timeout_seconds,
+            read_timeout=timeout_seconds,
+            max_pool_connections=connections,
+            # The signature covers the body, so that the store checks what arrives; the newer
+            # checksums are unknown to many stores that speak S3.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"payload_signing_enabled": True},
+            **signed,
+        )
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._client: Any = None
+
+    async def get(
+        self, bucket: str, key: str, first: int, last: int, version: str | None = None
+    ) -> Piece:
+        """Return the bytes `first` to `last`, if the object is still of that `version`."""
+        still = {} if version is None else {"IfMatch": version}
+        span = f"bytes={first}-{last}"
+        with _judged("changed"):
+            client = await self._connected()
+            try:
+                answer = await client.get_object(Bucket=bucket, Key=key, Range=span, **still)
+            except exceptions.ClientError as error:
+                if _status(error) == 416 and first == 0:  # an empty object has no first byte
+                    return Piece(b"", 0, "empty")
+                raise
+            async with answer["Body"] as body:
+                if answer["ContentLength"] > last - first + 1:
+                    raise StoreError("unable", "it ignores the header Range")
+                data = await body.read()
+        total = answer.get("ContentRange", str(answer["ContentLength"])).rpartition("/")[2]
+        if len(data) != answer["ContentLength"]:
+            raise StoreError("passing", "the answer was cut short")
+        return Piece(data, int(total), answer["ETag"])
+
+    async def put_new(self, bucket: str, key: str, data: bytes) -> None:
+        """Create the object, unless there is one."""
+        with _judged("exists"):
+            client = await self._connected()
+            await client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+
+    async def page(self, bucket: str, prefix: str, after: str | None, limit: int) -> Page:
+        """Return up to `limit` of the names below `prefix`, from the mark `after` on."""
+        more = {} if after is None else {"ContinuationToken": after}
+        with _judged("wrong"):
+            client = await self._connected()
+            answer = await client.list_objects_v2(
+                Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=limit, **more
+            )
+        keys = [found["Key"] for found in answer.get("Contents", [])]
+        folders = [found["Prefix"] for found in answer.get("CommonPrefixes", [])]
+        return Page(tuple(keys + folders), answer.get("NextContinuationToken"))
+
+    async def delete(self, bucket: str, key: str) -> None:
+        """Remove the object; that there is none is fine."""
+        with _judged("wrong"):
+            client = await self._connected()
+            await client.delete_object(Bucket=bucket, Key=key)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._stack.aclose()
+
+    async def _connected(self) -> Any:
+        async with self._opening:
+            if self._client is None:
+                session = aiobotocore.session.get_session()
+                client = session.create_client("s3", config=self._config)
+                self._client = await self._stack.enter_async_context(client)
+        return self._client
+
+
+@contextlib.contextmanager
+def _judged(precondition: Kind) -> Iterator[None]:
+    """Turn what botocore raises into a StoreError; a failed condition means `precondition`."""
+    try:
+        yield
+    except exceptions.ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        # A code is one word; anything else is not repeated, for it may hold a key.
+        word = code if re.fullmatch(r"[A-Za-z]{1,60}", code) else ""
+        raise StoreError(
+            _kind(_status(error), code, precondition), f"{_status(error)} {word}".strip()
+        ) from error
+    except _CREDENTIALS as error:
+        raise StoreError("refused", type(error).__name__) from error
+    except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
+        raise StoreError("setup", type(error).__name__) from error
+    except _PASSING as error:
+        raise StoreError("passing", type(error).__name__) from error
+    except exceptions.ParamValidationError as error:
+        raise StoreError("wrong", type(error).__name__) from error
+    except (exceptions.BotoCoreError, ValueError) as error:
+        # An endpoint that is no URL, a config file that can't be read, and their like.
+        raise StoreError("setup", type(error).__name__) from error
+    except OSError as error:
+        raise StoreError("passing", type(error).__name__) from error
+
+
+def _status(error: exceptions.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _kind(status: int, code: str, precondition: Kind) -> Kind:
+    kinds: dict[int, Kind] = {
+        401: "refused",
+        403: "refused",
+        404: "no bucket" if code == "NoSuchBucket" else "absent",
+        408: "passing",
+        409: "busy",
+        412: precondition,
+        429: "passing",
+        501: "unable",
+    }
+    if code in _STALE:
+        return "refused"
+    if code in _SLOW:
+        return "passing"
+    return kinds.get(status, "passing" if status >= 500 or status == 200 else "wrong")
