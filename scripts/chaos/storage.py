@@ -86,7 +86,7 @@ class Report:
         """Add a line."""
         self.bad += bad
         self.lines.append(f"  {name:<34} {figures}{'   <- WRONG' if bad else ''}")
-        print(f"{self.title}: {name}: {figures}{'   <- WRONG' if bad else ''}", flush=True)
+        print(f"{self.title}: {name}: done", file=sys.stderr, flush=True)
 
     def table(self) -> str:
         """Return the table as text."""
@@ -123,7 +123,7 @@ def main() -> int:
             with ThreadPoolExecutor(2) as pool:
                 ended = list(pool.map(run, places))
     for process in ended:
-        print(process.stdout[process.stdout.rfind("\n\n") :].rstrip(), flush=True)
+        print(process.stdout.rstrip(), flush=True)
     return max(process.returncode for process in ended)
 
 
@@ -249,7 +249,7 @@ def spoil(report: Report, server: servers.Server, every: int) -> None:
         not ("resumed from" in fault or "exit" in fault) for case in wrong for fault in case.wrong
     )
     for case in wrong:
-        print(case, flush=True)
+        print(case, file=sys.stderr, flush=True)
     figures = (
         f"{len(tried)} cases ({requests} requests x {len(faults.FAULTS)} faults): {hangs} hangs "
         f"past the deadline, {rest} wrong commits, {fresh} fresh starts, {codes} wrong exit codes, "
