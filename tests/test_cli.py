@@ -168,11 +168,12 @@ def test_every_variable_of_storage_reaches_it(command, monkeypatch, tmp_path, wo
         seen.append(settings)
         raise Seen
 
-    monkeypatch.setattr(storage, "configure", configure)
     monkeypatch.setenv("MNIST_JOB_STORAGE_TIMEOUT", "7.5")
     monkeypatch.setenv("MNIST_JOB_ANONYMOUS", "1")
     monkeypatch.setenv("MNIST_JOB_CACHE", str(tmp_path))
-    command(*words.split())
+    with monkeypatch.context() as patch:  # undone before the fixtures use it
+        patch.setattr(storage, "configure", configure)
+        command(*words.split())
     assert (seen[0].timeout_seconds, seen[0].anonymous, seen[0].cache) == (7.5, True, str(tmp_path))
 
 

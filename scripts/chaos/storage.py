@@ -32,8 +32,8 @@ from test_matrix import small_data
 from test_storage_contract import race
 from test_uris import DISGUISED, GENERATED, REFUSED, REFUSED_ONCE_DECODED, SECRET
 
-from job import cli, retrying
-from job.local import read
+from job import cli, local, retrying
+from job.errors import MissingInputError
 from job.remote import Remote
 from job.temporaries import is_one
 
@@ -60,7 +60,7 @@ for line in sys.stdin:
     writer = os.fork()
     if not writer:
         for number in range(start, start + 100_000):
-            storage.create(f"{folder}/{number}", b"%d " % number * 20_000)
+            storage.create(f"{folder}/{number}", b"%d " % number * 50_000)
             os.write(writing, b"%d " % number)
     os.close(writing)
     time.sleep(delay)
@@ -86,7 +86,7 @@ class Report:
         """Add a line."""
         self.bad += bad
         self.lines.append(f"  {name:<34} {figures}{'   <- WRONG' if bad else ''}")
-        print(f"{self.title}: {name}: {figures}{'   <- WRONG' if bad else ''}", flush=True)
+        print(f"{self.title}: {name}: done", file=sys.stderr, flush=True)
 
     def table(self) -> str:
         """Return the table as text."""
@@ -123,7 +123,7 @@ def main() -> int:
             with ThreadPoolExecutor(2) as pool:
                 ended = list(pool.map(run, places))
     for process in ended:
-        print(process.stdout[process.stdout.rfind("\n\n") :].rstrip(), flush=True)
+        print(process.stdout.rstrip(), flush=True)
     return max(process.returncode for process in ended)
 
 
@@ -150,25 +150,29 @@ def kills(report: Report, root: str, wanted: int, draw: random.Random) -> None:
     folder, is_local = f"{root}/kills", root.startswith("/")
     left_at_most = 0
     command = [sys.executable, "-c", NURSERY, folder]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    ) as nursery:
+    with (
+        ThreadPoolExecutor(8) as pool,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        ) as nursery,
+    ):
         assert nursery.stdin
         assert nursery.stdout
         for _ in range(wanted):
             # Anywhere from before the first write, connecting included, to within a later one.
-            delay = draw.uniform(0, 0.03 if is_local else 0.4)
+            delay = draw.uniform(0, 0.03 if is_local else 0.3)
             nursery.stdin.write(f"{json.dumps([number, delay])}\n")
             said: list[int] = json.loads(nursery.stdout.readline())
             promised += len(said)
-            for each in said:
-                content = look(folder, each)
-                lost += content is None
-                torn += content not in {None, whole(each)}
-            number = said[-1] + 1 if said else number
-            content = look(folder, number)  # the one it was at: there whole, or not at all
-            torn += content not in {None, whole(number)}
-            number += 1
+            last = said[-1] if said else number - 1
+            # What was promised must be there; the one it was at, there whole or not at all.
+            found = list(pool.map(lambda each: take(folder, each), [*said, last + 1]))
+            lost += found[:-1].count(None)
+            torn += sum(
+                content not in {None, whole(each)}
+                for each, content in zip([*said, last + 1], found, strict=True)
+            )
+            number = last + 2
             if is_local and Path(folder).exists():
                 left = [path for path in Path(folder).iterdir() if is_one(path.name)]
                 left_at_most = max(left_at_most, len(left))
@@ -186,16 +190,27 @@ def kills(report: Report, root: str, wanted: int, draw: random.Random) -> None:
 
 def whole(number: int) -> bytes:
     """Return what a writer puts into the object `number`."""
-    return b"%d " % number * 20_000
+    return b"%d " % number * 50_000
 
 
-def look(folder: str, number: int) -> bytes | None:
-    """Return an object of a writer, or None if there is none."""
+def look(uri: str) -> bytes | None:
+    """Return an object, or None if there is none."""
+    try:
+        return direct().read(uri, 10**7) if "://" in uri else local.read(uri, 10**7)
+    except MissingInputError:
+        return None
+
+
+def take(folder: str, number: int) -> bytes | None:
+    """Return an object of a writer and remove it, so that no store gets too full; None if none."""
     uri = f"{folder}/{number}"
-    stores = direct() if "://" in uri else None
-    if stores is None:
-        return read(uri, 10**7) if Path(uri).exists() else None
-    return stores.read(uri, 10**7) if stores.exists(uri) else None
+    content = look(uri)
+    if content is not None:
+        if "://" in uri:
+            direct().remove(uri)
+        else:
+            local.remove(uri)
+    return content
 
 
 _direct: list[Remote] = []
@@ -227,7 +242,7 @@ def races(report: Report, folder: str, rounds: int) -> None:
 
 def look_first(folder: str, number: int) -> str:
     """Return the first sign of an object that was raced for."""
-    return (look(folder, number) or b"?")[:1].decode()
+    return (look(f"{folder}/{number}") or b"?")[:1].decode()
 
 
 def spoil(report: Report, server: servers.Server, every: int) -> None:
@@ -249,7 +264,7 @@ def spoil(report: Report, server: servers.Server, every: int) -> None:
         not ("resumed from" in fault or "exit" in fault) for case in wrong for fault in case.wrong
     )
     for case in wrong:
-        print(case, flush=True)
+        print(case, file=sys.stderr, flush=True)
     figures = (
         f"{len(tried)} cases ({requests} requests x {len(faults.FAULTS)} faults): {hangs} hangs "
         f"past the deadline, {rest} wrong commits, {fresh} fresh starts, {codes} wrong exit codes, "
