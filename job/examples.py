@@ -14,6 +14,7 @@ from job.errors import DataError
 MAX_SIDE_PIXELS = 1024
 MAX_CHANNELS = 4
 MAX_CLASSES = 1000
+ALIGNMENT_BYTES = 64  # where TensorFlow's own memory begins; it works in no other
 
 Images: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int32]
@@ -79,13 +80,15 @@ def _check_is_numeric(array: StoredArray, advice: str) -> None:
 
 
 def pixels(array: StoredArray) -> Images:
-    """Return the numbers of `array` as uint8, in its shape, read-only.
+    """Return the numbers of `array` as uint8, in its shape, read-only, aligned for TensorFlow.
 
     Raises:
         DataError: one is no whole number from 0 to 255, or the array is damaged.
     """
     values = array.values()
-    result: Images = np.ascontiguousarray(_converted(values, np.dtype(np.uint8)))
+    result: Images = _converted(values, np.dtype(np.uint8))
+    if not array.mapped:  # that would read it into memory
+        result = _aligned(result)
     if values.dtype != np.uint8:
         bad = result != values
         if bad.any():
@@ -117,6 +120,15 @@ def labels(array: StoredArray) -> Labels:
             f"to {MAX_CLASSES - 1}; number the classes from 0"
         )
     result.flags.writeable = False
+    return result
+
+
+def _aligned(values: NDArray[np.uint8]) -> Images:
+    """Return a copy of `values` in C order that begins at a multiple of `ALIGNMENT_BYTES`."""
+    room = np.empty(values.size + ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT_BYTES
+    result: Images = room[start : start + values.size].reshape(values.shape)
+    result[...] = values
     return result
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from job.data import RESIDENT_BYTES, Dataset
+from job.examples import ALIGNMENT_BYTES
 
 SHARD_BYTES = 32 * 1024 * 1024  # of pixels for one replica: some seconds of a small net's work
 
@@ -83,9 +84,25 @@ class Feed:
         def place(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
             replica = context.replica_id_in_sync_group
             with tf.device(devices[replica % len(devices)]):
-                return tf.constant(values(replica))
+                return _tensor(values(replica))
 
         return self._strategy.experimental_distribute_values_from_function(place)
+
+
+def _tensor(array: npt.NDArray[Any]) -> tf.Tensor:
+    """Return `array` as a tensor on the current device, on a CPU in the same memory if it may be.
+
+    `tf.constant` copies twice, which for MNIST is 80 MiB more at the peak. The images that
+    `data.load` returns are aligned, so they need not be copied; anything else is.
+    """
+    owner = array if array.base is None else array.base
+    writable = isinstance(owner, np.ndarray) and owner.flags.writeable
+    aligned = array.flags.c_contiguous and array.ctypes.data % ALIGNMENT_BYTES == 0
+    if not (writable and aligned):
+        return tf.constant(array)
+    shared = array.view()
+    shared.flags.writeable = True  # DLPack can't say read-only; the loop only gathers from it
+    return tf.identity(tf.experimental.dlpack.from_dlpack(shared.__dlpack__()))
 
 
 def _same(array: npt.NDArray[Any], replica: int) -> npt.NDArray[Any]:

@@ -1,8 +1,7 @@
 """One run, from config to published: read it like a table of contents.
 
-TensorFlow takes seconds to import, so everything that can be wrong without it is found out before:
-a finished run, bad data, an output that can't be written. The rooms that need TensorFlow are
-imported after that.
+TensorFlow takes seconds to import. Everything that can be wrong without it is found out meanwhile:
+bad data, an output that can't be written. The rooms that need TensorFlow are imported after that.
 """
 
 import contextlib
@@ -44,6 +43,7 @@ def train_run(
 
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     watch = runtime.Stopwatch()
+    importing = runtime.begin_import()
     dataset = data.load(config.data)
     config.check_examples(len(dataset.x_train))
     progress.event("data_loaded", **dataset.facts())
@@ -52,8 +52,8 @@ def train_run(
     load_seconds = watch.lap()
 
     with preemption.deferred():
-        runtime.prepare_tensorflow(state.cores)
-        runtime.import_tensorflow()
+        importing.result()
+        runtime.limit_threads(state.cores)
         from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
         from job.team import Team  # noqa: PLC0415
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,19 +38,31 @@ class Stopwatch:
         return self._last - last
 
 
-def prepare_tensorflow(cores: int) -> None:
-    """Set what TensorFlow and Keras read once, when they are imported. Call before either is.
-
-    Args:
-        cores: number of threads TensorFlow may compute with.
-    """
+def prepare_tensorflow() -> None:
+    """Set what TensorFlow and Keras read once, when they are imported. Call before either is."""
     os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever ~/.keras/keras.json says
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its start-up notes are no news to anyone
     # The loop is XLA's, which oneDNN has no part in; without it, evaluation sums in one order.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # TensorFlow counts cores by affinity and would start 64 threads in a pod limited to 2.
+
+
+def limit_threads(cores: int) -> None:
+    """Let TensorFlow compute with `cores` threads. Call before it first computes.
+
+    It counts cores by affinity, and would start 64 threads in a pod limited to 2.
+    """
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(cores))
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(cores))
+
+
+def begin_import() -> Future[None]:
+    """Begin `import_tensorflow` beside what the caller does; the result is there when it is done.
+
+    Reading, inflating and hashing leave Python's lock to the import for most of their time. A
+    process that fails meanwhile ends when the import does.
+    """
+    prepare_tensorflow()
+    return ThreadPoolExecutor(1, thread_name_prefix="import").submit(import_tensorflow)
 
 
 def import_tensorflow() -> None:

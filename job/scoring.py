@@ -127,7 +127,8 @@ def _read_weights(uri: str) -> tuple[str, bytes]:
 
 def _model(content: bytes, uri: str, name: str, dataset: data.Dataset) -> "keras.Model":
     """Return the named model for the data set's images, with the weights in `content`."""
-    runtime.prepare_tensorflow(runtime.available_cores(environment=os.environ))
+    runtime.prepare_tensorflow()
+    runtime.limit_threads(runtime.available_cores(environment=os.environ))
     runtime.import_tensorflow()
     from job import model, weights  # noqa: PLC0415
 

@@ -18,7 +18,8 @@ from job.cli import main
 REPOSITORY = Path(__file__).parent.parent
 
 # Whichever test imports TensorFlow first, it must compute as it does in the job.
-runtime.prepare_tensorflow(runtime.available_cores())
+runtime.prepare_tensorflow()
+runtime.limit_threads(runtime.available_cores())
 
 
 @dataclass(frozen=True)

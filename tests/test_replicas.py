@@ -15,7 +15,8 @@ FLAGS = ["--epochs", "3", "--batch-size", "40", "--run-id", "r", "--augment", "s
 REPLICATED = """
 import sys
 from job import runtime
-runtime.prepare_tensorflow(2)
+runtime.prepare_tensorflow()
+runtime.limit_threads(2)
 runtime.import_tensorflow()
 import tensorflow as tf
 cpus = [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1])

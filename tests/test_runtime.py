@@ -12,7 +12,7 @@ import pytest
 
 from job import runtime
 from job.errors import JobError
-from job.runtime import Stopwatch, available_cores, git_commit, prepare_tensorflow
+from job.runtime import Stopwatch, available_cores, git_commit, limit_threads, prepare_tensorflow
 
 MACHINE_CORES = 64
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -337,7 +337,8 @@ def test_a_git_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
 def test_tensorflow_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"PATH": "/bin", "KERAS_BACKEND": "torch"}
     monkeypatch.setattr(os, "environ", environment)
-    prepare_tensorflow(3)
+    prepare_tensorflow()
+    limit_threads(3)
     assert environment == {
         "PATH": "/bin",
         "KERAS_BACKEND": "tensorflow",  # the only one this job can use
@@ -360,7 +361,8 @@ def test_tensorflow_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatc
 def test_who_set_a_variable_meant_it(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     environment = {variable: "7"}
     monkeypatch.setattr(os, "environ", environment)
-    prepare_tensorflow(3)
+    prepare_tensorflow()
+    limit_threads(3)
     assert environment[variable] == "7"
 
 
@@ -400,6 +402,25 @@ def test_keras_does_not_see_optional_packages_and_others_do(fakes: Path) -> None
         PYTHONPATH=str(fakes),
     )
     assert found == [{"matplotlib": False, "pandas": False, "os": True}, [], [], "pandas"]
+
+
+def test_the_import_goes_on_beside_other_work_and_its_failure_is_not_lost(fakes: Path) -> None:
+    """The fake waits for the main thread, which would wait for ever if it did the import."""
+    (fakes / "tensorflow.py").write_text(
+        "import os, time\n"
+        "while 'GO_ON' not in os.environ:\n"
+        "    time.sleep(0.01)\n"
+        "raise ImportError(os.environ['KERAS_BACKEND'])\n"
+    )
+    found = run_python(
+        "import json, os\n"
+        "from job.runtime import begin_import\n"
+        "importing = begin_import()\n"
+        "os.environ['GO_ON'] = '1'\n"
+        "print(json.dumps(str(importing.exception())))",
+        PYTHONPATH=str(fakes),
+    )
+    assert found == "tensorflow"
 
 
 def test_what_was_imported_before_stays_imported(fakes: Path) -> None:
