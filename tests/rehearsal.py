@@ -68,13 +68,17 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
         )
 
     net = SimpleNamespace(count_params=lambda: 1)
-    devices = SimpleNamespace(tensorflow="0", keras="0", strategy="none", devices=("none",))
+    devices = SimpleNamespace(
+        tensorflow="0", keras="0", strategy="none", replicas=1, devices=("none",)
+    )
+    team = SimpleNamespace(is_chief=True, check_alike=lambda *_: None, wait=lambda: None)
     chosen = SimpleNamespace(scope=contextlib.nullcontext)
     content: dict[str, dict[str, Any]] = {
         "training": {"train": train},
         "evaluation": {"evaluate": lambda *_: Scores()},
         "model": {"build": lambda *_, **__: net, "for_publishing": lambda found: found},
-        "strategy": {"choose": lambda *_: chosen, "describe": lambda _: devices},
+        "strategy": {"choose": lambda *_, **__: chosen, "describe": lambda _: devices},
+        "team": {"Team": lambda *_: team},
         "weights": {"to_hdf5": lambda _: WEIGHTS, "to_keras_archive": lambda _: ARCHIVE},
     }
     modules = {}
