@@ -11,7 +11,14 @@ import pytest
 from conftest import REPOSITORY, free_ports
 
 
-@pytest.mark.parametrize("harm", ["killed", "frozen", "missing"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "killed",
+        pytest.param("frozen", marks=pytest.mark.slow),
+        pytest.param("missing", marks=pytest.mark.slow),
+    ],
+)
 def test_a_lost_worker_ends_all_with_75_and_the_run_goes_on(harm):
     """The short version of `make chaos`, which does this ten times with two and three workers."""
     script = str(REPOSITORY / "scripts" / "chaos" / "workers.py")
