@@ -23,7 +23,7 @@ SECRET = "hunter2hunter2hunter2"
 def google(stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Lead this process to the emulator as if it were Google itself; return a place there."""
     with faults.proxy("gs", stores["gs"].url) as proxy:
-        monkeypatch.setattr("job.gcs.ENDPOINT", proxy.url)
+        monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
         yield f"gs://{servers.BUCKET}/{time.monotonic_ns()}"
 
 
@@ -184,7 +184,6 @@ def test_a_token_is_fetched_once_and_sent_along(
     stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch, led_to
 ) -> None:
     seen = []
-    monkeypatch.setattr("job.gcs.ENDPOINT", stores["gs"].url)
     send = faults._Handler._handle
 
     def look(handler) -> None:
@@ -195,7 +194,7 @@ def test_a_token_is_fetched_once_and_sent_along(
         monkeypatch.setattr(faults._Handler, name, look)
     answer = http_json("200 OK", {"access_token": "a-token", "expires_in": 3600})
     with faults.proxy("gs", stores["gs"].url) as proxy, Tokens(answer) as tokens:
-        monkeypatch.setattr("job.gcs.ENDPOINT", proxy.url)
+        monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
         led_to(tokens)
         storage.create(f"gs://{servers.BUCKET}/{time.monotonic_ns()}", b"x")
         assert seen == ["Bearer a-token"] * 3
