@@ -1,10 +1,11 @@
-"""An event loop in a thread of its own: requests run there while the job waits or works."""
+"""Threads that nobody waits for at the end: one runs the requests, others what would block it."""
 
 import asyncio
 import atexit
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 CLOSE_SECONDS = 2  # what an exit spends on leaving connections in good order
@@ -48,3 +49,27 @@ class Background:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await self._close()
+
+
+async def in_thread(work: Callable[[], Result]) -> Result:
+    """Return what `work()` does, called in a thread of its own.
+
+    Unlike the threads of asyncio, one that is given up does not hold back the end of the process.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Result] = loop.create_future()
+
+    def settle(outcome: Callable[[], None]) -> None:
+        if not done.cancelled():
+            outcome()
+
+    def run() -> None:
+        try:
+            outcome = partial(done.set_result, work())
+        except Exception as error:  # noqa: BLE001  raised again where it is waited for
+            outcome = partial(done.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, outcome)
+
+    threading.Thread(target=run, name="storage-aside", daemon=True).start()
+    return await done

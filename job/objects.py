@@ -11,6 +11,7 @@ refused.
 """
 
 import asyncio
+import os
 from functools import partial
 
 from job import uris
@@ -22,7 +23,7 @@ MEBIBYTE = 1024 * 1024
 FIRST_BYTES = 4 * MEBIBYTE  # asked for before the size is known, and all there is of most objects
 PIECE_BYTES = 16 * MEBIBYTE  # of a large object, fetched several at once
 CONCURRENT = 8  # requests
-MAX_BYTES = 5 * 1024 * MEBIBYTE  # what one PUT takes on S3
+MAX_BYTES = 5 * 1024 * MEBIBYTE - 1  # S3 takes one more in one PUT, but s3fs then sends several
 _LOOKS = 3  # at an object that changes while it is read
 _PAGE = 1_000  # names
 
@@ -122,7 +123,7 @@ class Objects:
             TemporaryError: whether it was written can't be known now.
         """
         if len(data) > MAX_BYTES:
-            raise OutputError(f"{uri} would have more than 5 GiB, the most a store takes at once")
+            raise OutputError(f"{uri} would have 5 GiB or more, too much for one request")
         store, bucket, _ = self._at(uri)
         place = (uris.in_store(uri)[0], bucket)
         if place in self._proven:
@@ -210,11 +211,11 @@ class Objects:
                     anonymous=self._anonymous, timeout_seconds=seconds, connections=CONCURRENT
                 )
             else:
+                # The half of gcsfs that speaks gRPC isn't used, and takes a while to import.
+                os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
                 from job.gcs import GCS  # noqa: PLC0415
 
-                self._stores[kind] = GCS(
-                    anonymous=self._anonymous, timeout_seconds=seconds, connections=CONCURRENT
-                )
+                self._stores[kind] = GCS(anonymous=self._anonymous, timeout_seconds=seconds)
         return self._stores[kind], bucket, key
 
 

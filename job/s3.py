@@ -1,21 +1,17 @@
-"""Requests to S3 and what speaks its language; each function is one request.
+"""Requests to S3 and what speaks its language, by s3fs; each method is one request.
 
-botocore decides where to send them and signs them: credentials, region and endpoint come from its
-usual chain of environment, files and cloud. Its own retries are off.
+botocore, below s3fs, decides where to send them and signs them: credentials, region and endpoint
+come from its usual chain of environment, files and cloud. The retries of both are off.
 """
 
-import asyncio
 import contextlib
 import re
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
-from typing import Any
 
-import aiobotocore.session
 import aiohttp
-from aiobotocore.config import AioConfig
-from botocore import UNSIGNED, exceptions
+from botocore import exceptions
 from botocore.parsers import ResponseParserError
+from s3fs import S3FileSystem
 
 from job.stores import Kind, Page, Piece, StoreError
 
@@ -41,27 +37,36 @@ _STALE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefresh
 _SLOW = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
 
 
+class _Files(S3FileSystem):  # type: ignore[misc]  # it has no types
+    """s3fs without what it would do on its own."""
+
+    retries = 1  # that is, none: `retrying` counts and tells
+    protocol = "s3 of this job"  # so fsspec's own configuration, which may hold keys, has no say
+
+
 class S3:
     """A connection to S3, or to a store that AWS_ENDPOINT_URL names."""
 
     def __init__(self, *, anonymous: bool, timeout_seconds: float, connections: int) -> None:
         """Open nothing yet; `anonymous` sends requests unsigned."""
-        signed = {"signature_version": UNSIGNED} if anonymous else {}
-        self._config = AioConfig(
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            connect_timeout=timeout_seconds,
-            read_timeout=timeout_seconds,
-            max_pool_connections=connections,
+        config = {
+            "retries": {"total_max_attempts": 1, "mode": "standard"},
+            "connect_timeout": timeout_seconds,
+            "read_timeout": timeout_seconds,
+            "max_pool_connections": connections,
             # The signature covers the body, so that the store checks what arrives; the newer
             # checksums are unknown to many stores that speak S3.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-            s3={"payload_signing_enabled": True},
-            **signed,
+            "request_checksum_calculation": "when_required",
+            "response_checksum_validation": "when_required",
+            "s3": {"payload_signing_enabled": True},
+        }
+        self._files = _Files(
+            anon=anonymous,
+            config_kwargs=config,
+            asynchronous=True,
+            use_listings_cache=False,
+            skip_instance_cache=True,
         )
-        self._stack = AsyncExitStack()
-        self._opening = asyncio.Lock()
-        self._client: Any = None
 
     async def get(
         self, bucket: str, key: str, first: int, last: int, version: str | None = None
@@ -70,11 +75,14 @@ class S3:
         still = {} if version is None else {"IfMatch": version}
         span = f"bytes={first}-{last}"
         with _judged("changed"):
-            client = await self._connected()
             try:
-                answer = await client.get_object(Bucket=bucket, Key=key, Range=span, **still)
-            except exceptions.ClientError as error:
-                if _status(error) == 416 and first == 0:  # an empty object has no first byte
+                # Not `_cat_file`, which keeps size and version to itself.
+                answer = await self._files._call_s3(
+                    "get_object", Bucket=bucket, Key=key, Range=span, **still
+                )
+            except OSError as error:
+                # An empty object has no first byte.
+                if first == 0 and _status(error) == 416:
                     return Piece(b"", 0, "empty")
                 raise
             async with answer["Body"] as body:
@@ -89,16 +97,23 @@ class S3:
     async def put_new(self, bucket: str, key: str, data: bytes) -> None:
         """Create the object, unless there is one."""
         with _judged("exists"):
-            client = await self._connected()
-            await client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            # What fits into a chunk goes in one PUT, with If-None-Match.
+            await self._files._pipe_file(
+                f"{bucket}/{key}", data, chunksize=len(data) + 1, mode="create"
+            )
 
     async def page(self, bucket: str, prefix: str, after: str | None, limit: int) -> Page:
         """Return up to `limit` of the names below `prefix`, from the mark `after` on."""
         more = {} if after is None else {"ContinuationToken": after}
         with _judged("wrong"):
-            client = await self._connected()
-            answer = await client.list_objects_v2(
-                Bucket=bucket, Prefix=prefix, Delimiter="/", MaxKeys=limit, **more
+            # Not `_lsdir`, which goes on to the last page.
+            answer = await self._files._call_s3(
+                "list_objects_v2",
+                Bucket=bucket,
+                Prefix=prefix,
+                Delimiter="/",
+                MaxKeys=limit,
+                **more,
             )
         keys = [found["Key"] for found in answer.get("Contents", [])]
         folders = [found["Prefix"] for found in answer.get("CommonPrefixes", [])]
@@ -107,34 +122,19 @@ class S3:
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the object; that there is none is fine."""
         with _judged("wrong"):
-            client = await self._connected()
-            await client.delete_object(Bucket=bucket, Key=key)
+            await self._files._rm_file(f"{bucket}/{key}")
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._stack.aclose()
-
-    async def _connected(self) -> Any:
-        async with self._opening:
-            if self._client is None:
-                session = aiobotocore.session.get_session()
-                client = session.create_client("s3", config=self._config)
-                self._client = await self._stack.enter_async_context(client)
-        return self._client
+        if self._files._s3 is not None:
+            await self._files._s3.close()
 
 
 @contextlib.contextmanager
 def _judged(precondition: Kind) -> Iterator[None]:
-    """Turn what botocore raises into a StoreError; a failed condition means `precondition`."""
+    """Turn what s3fs raises into a StoreError; a failed condition means `precondition`."""
     try:
         yield
-    except exceptions.ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        # A code is one word; anything else is not repeated, for it may hold a key.
-        word = code if re.fullmatch(r"[A-Za-z]{1,60}", code) else ""
-        raise StoreError(
-            _kind(_status(error), code, precondition), f"{_status(error)} {word}".strip()
-        ) from error
     except _CREDENTIALS as error:
         raise StoreError("refused", type(error).__name__) from error
     except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
@@ -147,11 +147,19 @@ def _judged(precondition: Kind) -> Iterator[None]:
         # An endpoint that is no URL, a config file that can't be read, and their like.
         raise StoreError("setup", type(error).__name__) from error
     except OSError as error:
-        raise StoreError("passing", type(error).__name__) from error
+        if not isinstance(error.__cause__, exceptions.ClientError):
+            raise StoreError("passing", type(error).__name__) from error
+        code = str(error.__cause__.response.get("Error", {}).get("Code", ""))
+        # A code is one word; anything else is not repeated, for it may hold a key.
+        word = code if re.fullmatch(r"[A-Za-z]{1,60}", code) else ""
+        status = _status(error)
+        raise StoreError(_kind(status, code, precondition), f"{status} {word}".strip()) from error
 
 
-def _status(error: exceptions.ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+def _status(error: OSError) -> int:
+    """Return the status of the answer that s3fs made `error` of, or 0 if there was none."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _kind(status: int, code: str, precondition: Kind) -> Kind:

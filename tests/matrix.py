@@ -132,7 +132,7 @@ def quick() -> Iterator[None]:
     """Wait less between tries than the job does, and read what describes S3 once for all lives."""
     with (
         mock.patch.object(retrying, "FIRST_WAIT_SECONDS", 0.02),
-        mock.patch.object(session, "get_session", functools.cache(session.get_session)),
+        mock.patch.object(session, "AioSession", functools.cache(session.AioSession)),
         mock.patch.dict(os.environ, {"GIT_COMMIT": "none"}),  # asking git takes a while
     ):
         yield

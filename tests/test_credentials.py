@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 import faults
+import fsspec.config
 import pytest
 import servers
 
@@ -23,7 +24,7 @@ SECRET = "hunter2hunter2hunter2"
 def google(stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Lead this process to the emulator as if it were Google itself; return a place there."""
     with faults.proxy("gs", stores["gs"].url) as proxy:
-        monkeypatch.setattr("job.gcs.ENDPOINT", proxy.url)
+        monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
         yield f"gs://{servers.BUCKET}/{time.monotonic_ns()}"
 
 
@@ -90,6 +91,20 @@ def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch, url: str) -
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     storage.configure(storage.Settings(timeout_seconds=1))
     assert type(wrong("s3://bucket/key")) in {ClusterError, TemporaryError}
+
+
+def test_the_configuration_of_fsspec_has_no_say(
+    stores: dict[str, servers.Server], google: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README names all places where credentials are looked for."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
+    keys = {"key": servers.KEY_ID, "secret": servers.SECRET_KEY}
+    elsewhere = {"endpoint_url": "http://127.0.0.1:9"}
+    for name, options in {"s3": keys, "s3a": keys, "gs": elsewhere, "gcs": elsewhere}.items():
+        monkeypatch.setitem(fsspec.config.conf, name, options)
+    assert type(wrong(f"{stores['s3'].root}/object")) is CredentialsError
+    storage.configure(storage.Settings(anonymous=True))
+    storage.create(f"{google}/object", b"x")
 
 
 def test_no_credentials_for_google(google: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -184,7 +199,6 @@ def test_a_token_is_fetched_once_and_sent_along(
     stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch, led_to
 ) -> None:
     seen = []
-    monkeypatch.setattr("job.gcs.ENDPOINT", stores["gs"].url)
     send = faults._Handler._handle
 
     def look(handler) -> None:
@@ -195,7 +209,7 @@ def test_a_token_is_fetched_once_and_sent_along(
         monkeypatch.setattr(faults._Handler, name, look)
     answer = http_json("200 OK", {"access_token": "a-token", "expires_in": 3600})
     with faults.proxy("gs", stores["gs"].url) as proxy, Tokens(answer) as tokens:
-        monkeypatch.setattr("job.gcs.ENDPOINT", proxy.url)
+        monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
         led_to(tokens)
         storage.create(f"gs://{servers.BUCKET}/{time.monotonic_ns()}", b"x")
         assert seen == ["Bearer a-token"] * 3

@@ -87,6 +87,15 @@ def test_every_verb_is_one_request(
     assert methods(faulty) == requests
 
 
+@pytest.mark.slow
+def test_an_object_of_any_size_is_one_request(faulty: faults.Proxy, place: str) -> None:
+    """Left to themselves, s3fs sends several from 100 MiB on, and gcsfs from 50."""
+    storage.create(f"{place}/before", b"")
+    faulty.clear()
+    storage.create(f"{place}/object", bytes(101 << 20))
+    assert methods(faulty) == ["PUT"]
+
+
 @pytest.mark.parametrize(("verb", "fault"), cases(faults.PASSING, ["read", "create"]))
 def test_a_fault_that_passes_is_waited_out(
     faulty: faults.Proxy, place: str, retries: list[dict[str, Any]], verb: str, fault: str

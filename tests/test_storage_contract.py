@@ -16,6 +16,7 @@ CONTENTS = {
     "few": b"content",
     "every byte": bytes(range(256)) * 5,
     "like a message": b"\r\n--boundary\r\n\r\n{}\r\n0\r\n\r\n",
+    "like gcsfs's own": b"before\n--==0==--\nafter\r\n--==0==\r\nafter",
     "many": b"0123456789abcdef" * 100_000,
 }
 

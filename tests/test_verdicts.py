@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from botocore import exceptions
+from s3fs.errors import translate_boto_error
 
 from job import gcs, s3
 from job.stores import Kind, StoreError
@@ -71,7 +72,7 @@ S3_ANSWERS = [
 def test_answers_of_s3(status: int, code: str, kind: str) -> None:
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     with pytest.raises(StoreError) as caught, s3._judged("exists"):
-        raise exceptions.ClientError(answer, "PutObject")
+        raise translate_boto_error(exceptions.ClientError(answer, "PutObject"))
     assert (caught.value.kind, caught.value.detail) == (kind, f"{status} {code}".strip())
 
 
@@ -81,7 +82,7 @@ def test_answers_of_s3(status: int, code: str, kind: str) -> None:
 def test_what_is_no_word_of_an_answer_is_not_repeated(code: str) -> None:
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 403}}
     with pytest.raises(StoreError) as caught, s3._judged("exists"):
-        raise exceptions.ClientError(answer, "PutObject")
+        raise translate_boto_error(exceptions.ClientError(answer, "PutObject"))
     assert caught.value.detail == "403"
 
 
@@ -146,7 +147,7 @@ def test_answers_of_google(
         await site.start()
         port = site._server.sockets[0].getsockname()[1]
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"127.0.0.1:{port}")
-        store = gcs.GCS(anonymous=False, timeout_seconds=10, connections=1)
+        store = gcs.GCS(anonymous=False, timeout_seconds=10)
         try:
             await store.get("bucket", "key", 0, 9)
         finally:

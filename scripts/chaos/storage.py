@@ -45,11 +45,11 @@ from job import storage
 from job.gcs import GCS
 from job.s3 import S3
 
-session.get_session = functools.cache(session.get_session)
+session.AioSession = functools.cache(session.AioSession)
 
 async def warm():
     store = S3(anonymous=True, timeout_seconds=1, connections=1)
-    await store._connected()  # reads what describes S3
+    await store._files.set_session()  # reads what describes S3
     await store.close()
 
 asyncio.run(warm())
