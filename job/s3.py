@@ -5,7 +5,9 @@ usual chain of environment, files and cloud. Its own retries are off.
 """
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -88,9 +90,14 @@ class S3:
 
     async def put_new(self, bucket: str, key: str, data: bytes) -> None:
         """Create the object, unless there is one."""
+        # Compared before the object appears: SeaweedFS would make an empty one of an upload that
+        # broke off between head and body, whatever the signature says of the body.
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         with _judged("exists"):
             client = await self._connected()
-            await client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            await client.put_object(
+                Bucket=bucket, Key=key, Body=data, ContentMD5=digest, IfNoneMatch="*"
+            )
 
     async def page(self, bucket: str, prefix: str, after: str | None, limit: int) -> Page:
         """Return up to `limit` of the names below `prefix`, from the mark `after` on."""
