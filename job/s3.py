@@ -4,7 +4,9 @@ botocore, below s3fs, decides where to send them and signs them: credentials, re
 come from its usual chain of environment, files and cloud. The retries of both are off.
 """
 
+import base64
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator
 
@@ -96,10 +98,17 @@ class S3:
 
     async def put_new(self, bucket: str, key: str, data: bytes) -> None:
         """Create the object, unless there is one."""
+        # Compared before the object appears: SeaweedFS would make an empty one of an upload that
+        # broke off between head and body, whatever the signature says of the body.
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         with _judged("exists"):
             # What fits into a chunk goes in one PUT, with If-None-Match.
             await self._files._pipe_file(
-                f"{bucket}/{key}", data, chunksize=len(data) + 1, mode="create"
+                f"{bucket}/{key}",
+                data,
+                chunksize=len(data) + 1,
+                mode="create",
+                ContentMD5=digest,
             )
 
     async def page(self, bucket: str, prefix: str, after: str | None, limit: int) -> Page:

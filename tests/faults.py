@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-PASSING = ("500", "503", "429", "reset", "stall", "lost reply", "truncated")
+PASSING = ("500", "503", "429", "reset", "stall", "lost reply", "truncated", "cut upload")
 REFUSING = ("401", "403", "expired")
 FAULTS = (*PASSING, *REFUSING)
 
@@ -126,6 +126,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         errors = S3_ERRORS if self.proxy.scheme == "s3" else GCS_ERRORS
         if fault == "reset":
             self._reset()
+        elif fault == "cut upload":
+            self._hand_on_the_head_alone()
+            self._reset()
         elif fault == "stall":
             self._wait_for_the_client_to_leave()
         elif fault in errors:
@@ -154,6 +157,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if self.proxy.overwrote(answer.status):
                 return 200, [("ETag", '"x"')], b"" if self.proxy.scheme == "s3" else b"{}"
             return answer.status, answer.getheaders(), content
+
+    def _hand_on_the_head_alone(self) -> None:
+        """Hang up between head and body, as a client does that is killed there."""
+        target = self.proxy.target
+        with socket.create_connection((str(target.hostname), target.port), timeout=60) as upstream:
+            lines = [f"{self.command} {self.path} HTTP/1.1"]
+            lines += [
+                f"{name}: {value}" for name, value in self.headers.items() if name != "Expect"
+            ]
+            upstream.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+            upstream.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                upstream.recv(65536)  # it has made up its mind
 
     def _answer(
         self, status: int, headers: list[tuple[str, str]], body: bytes, *, cut: bool = False

@@ -119,7 +119,7 @@ class Life:
         retries = [event for event in ended.events if event["event"] == "storage_retry"]
         silent = hit and case.fault in faults.PASSING and not retries
         # aiohttp itself sends once more if a connection it had kept was closed.
-        if silent and case.fault not in {"reset", "lost reply", "truncated"}:
+        if silent and case.fault not in {"reset", "lost reply", "truncated", "cut upload"}:
             yield "retried without a word"
 
     def close(self) -> None:
