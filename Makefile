@@ -54,6 +54,7 @@ bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 10 mi
 	@$(BIN)/python scripts/bench/compare.py $(ARGS)
 
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (an hour)
+	@$(BIN)/python -m pytest -q -m slow tests/test_replicas.py tests/test_supervision.py
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/workers.py
 

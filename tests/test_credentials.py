@@ -148,6 +148,8 @@ class Tokens:
             try:
                 connection, _ = self._socket.accept()
             except OSError:
+                for connection in open_ones:
+                    connection.close()
                 return
             self.asked += 1
             if self._answer is None:

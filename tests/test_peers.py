@@ -1,5 +1,6 @@
 """Watchers find each other, and notice who is missing, strange, silent or gone."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -139,8 +140,8 @@ def test_a_stranger_on_a_peers_port_is_nobody(join, addresses, answer):
     def serve(server):
         while not stopped.is_set():
             connection, _ = server.accept()
-            connection.sendall(answer)
-            connection.close()
+            with connection, contextlib.suppress(OSError):  # who asked may be gone
+                connection.sendall(answer)
 
     with socket.create_server((host, int(port) + 1)) as server:
         threading.Thread(target=serve, args=(server,), daemon=True).start()

@@ -82,6 +82,7 @@ def test_replicas_train_what_one_device_would(small_mnist, tmp_path, one_device,
     assert np.abs(weights(one_device) - weights(replicated)).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_those_of_the_whole_batch(small_mnist, tmp_path):
     """The convolutional net normalises by batch, which replicas must not do each for itself."""
     flags = ["--model", "cnn", "--epochs", "1"]
