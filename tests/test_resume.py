@@ -86,7 +86,9 @@ def test_sigterm_in_the_loop_goes_on_from_there(small_mnist, tmp_path):
     assert metrics["train"]["resumed_step"] >= 63
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_sigkill_at_random_moments(small_mnist, tmp_path, unbroken, seed):
     draw = random.Random(seed)
     for _ in range(2):

@@ -32,7 +32,7 @@ import numpy as np
 from job import data
 
 HARMS = ("killed", "frozen", "missing")
-FLAGS = ("--epochs", "30", "--augment", "shift", "--checkpoint-seconds", "0", "--log", "json")
+FLAGS = ("--augment", "shift", "--checkpoint-seconds", "0", "--log", "json")
 WITHIN_SECONDS = 60
 MEET_AGAIN_SECONDS = "300"  # for trainings that are to succeed, on a machine that is busy
 TEMPORARY = 75
@@ -59,6 +59,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--harms", nargs="+", choices=HARMS, default=HARMS)
     parser.add_argument("--peer-timeout", default="45", help="passed on where a worker is missing")
+    parser.add_argument("--epochs", default="30")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -68,7 +69,7 @@ def main() -> int:
         small_data(folder / "small.npz")
         for count in arguments.workers:
             unbroken = folder / f"unbroken-{count}"
-            codes = [worker.wait() for worker in start(unbroken, count, MEET_AGAIN_SECONDS)]
+            codes = [worker.wait() for worker in start(unbroken, count, arguments.epochs)]
             if any(codes):
                 print(f"{count} workers do not even work untouched: exit codes {codes}")
                 return 1
@@ -84,7 +85,7 @@ def main() -> int:
                 ) -> None:
                     draw = random.Random(f"{arguments.seed} {count} {harm} {index}")
                     run = folder / f"{harm}-{count}-{index}"
-                    torment(run, count, harm, arguments.peer_timeout, draw, expected, report)
+                    torment(run, count, harm, arguments, draw, expected, report)
 
                 with ThreadPoolExecutor(arguments.parallel) as pool:
                     list(pool.map(one, range(arguments.times)))
@@ -116,7 +117,7 @@ def torment(
     run: Path,
     count: int,
     harm: str,
-    peer_timeout: str,
+    arguments: argparse.Namespace,
     draw: random.Random,
     expected: str,
     report: Report,
@@ -125,8 +126,8 @@ def torment(
     report.times += 1
     victim = draw.randrange(count)
     missing = victim if harm == "missing" else None
-    waits = peer_timeout if harm == "missing" else MEET_AGAIN_SECONDS
-    workers = start(run, count, waits, missing)
+    waits = arguments.peer_timeout if harm == "missing" else MEET_AGAIN_SECONDS
+    workers = start(run, count, arguments.epochs, waits, missing)
     if harm != "missing" and not wait_for_step(run, workers):
         report.problems.append(f"{run.name}: never began to train")
     else:
@@ -149,7 +150,7 @@ def torment(
         if worker.poll() is None:
             os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
-    again = [worker.wait() for worker in start(run, count, MEET_AGAIN_SECONDS)]
+    again = [worker.wait() for worker in start(run, count, arguments.epochs)]
     if any(again):
         report.problems.append(f"{run.name}: exit codes {again} when begun again")
         report.differing += 1
@@ -160,13 +161,17 @@ def torment(
 
 
 def start(
-    output: Path, count: int, peer_timeout: str, missing: int | None = None
+    output: Path,
+    count: int,
+    epochs: str,
+    peer_timeout: str = MEET_AGAIN_SECONDS,
+    missing: int | None = None,
 ) -> list[subprocess.Popen[bytes]]:
     """Start the workers of a run, but for the one that is missing; each leads a process group."""
     with PORTS_LOCK:
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
     place = ("--data", str(output.parent / "small.npz"), "--output", str(output), "--run-id", "r")
-    words = (*FLAGS, *place, "--peer-timeout", peer_timeout)
+    words = (*FLAGS, *place, "--epochs", epochs, "--peer-timeout", peer_timeout)
     workers = []
     for index in range(count):
         if index == missing:
