@@ -1,7 +1,7 @@
 """One run, from config to published: read it like a table of contents.
 
-TensorFlow takes seconds to import. Everything that can be wrong without it is found out meanwhile:
-bad data, an output that can't be written. The rooms that need TensorFlow are imported after that.
+TensorFlow takes seconds to import, and the data set is read meanwhile. A finished run is found
+before that. The rooms that need TensorFlow are imported after it.
 """
 
 import contextlib
@@ -43,21 +43,22 @@ def train_run(
 
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     watch = runtime.Stopwatch()
-    importing = runtime.begin_import()
-    dataset = data.load(config.data)
+    loading = runtime.beside(lambda: data.load(config.data))
+    with preemption.deferred():
+        runtime.prepare_tensorflow()
+        runtime.import_tensorflow()
+    import_seconds = watch.lap()
+    dataset = loading.result()
     config.check_examples(len(dataset.x_train))
     progress.event("data_loaded", **dataset.facts())
     checkpoints = Checkpoints(config.run_uri, config.checkpoint_seconds, progress)
     attempt, state = _begin(config, dataset, cluster, checkpoints, started, progress)
     load_seconds = watch.lap()
-
     with preemption.deferred():
-        importing.result()
         runtime.limit_threads(state.cores)
         from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
         from job.team import Team  # noqa: PLC0415
 
-        import_seconds = watch.lap()
         progress.beat()
         chosen = strategy.choose(config.strategy, cluster.workers, require_gpu=config.require_gpu)
         preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow

@@ -6,15 +6,18 @@ import platform
 import resource
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from job.errors import ClusterError
 
 MEBIBYTE = 1024 * 1024
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,23 @@ def limit_threads(cores: int) -> None:
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(cores))
 
 
-def begin_import() -> Future[None]:
-    """Begin `import_tensorflow` beside what the caller does; the result is there when it is done.
+def beside(work: Callable[[], Result]) -> "Future[Result]":
+    """Begin `work` in a thread of its own; the process doesn't wait for it when it ends.
 
-    Reading, inflating and hashing leave Python's lock to the import for most of their time. A
-    process that fails meanwhile ends when the import does.
+    Reading, inflating and hashing leave Python's lock to the import of TensorFlow for most of their
+    time. Not the other way round: a process that ended while a thread imports TensorFlow could
+    hang.
     """
-    prepare_tensorflow()
-    return ThreadPoolExecutor(1, thread_name_prefix="import").submit(import_tensorflow)
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001  it is raised where the result is asked for
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="beside").start()
+    return done
 
 
 def import_tensorflow() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -404,23 +405,22 @@ def test_keras_does_not_see_optional_packages_and_others_do(fakes: Path) -> None
     assert found == [{"matplotlib": False, "pandas": False, "os": True}, [], [], "pandas"]
 
 
-def test_the_import_goes_on_beside_other_work_and_its_failure_is_not_lost(fakes: Path) -> None:
-    """The fake waits for the main thread, which would wait for ever if it did the import."""
-    (fakes / "tensorflow.py").write_text(
-        "import os, time\n"
-        "while 'GO_ON' not in os.environ:\n"
-        "    time.sleep(0.01)\n"
-        "raise ImportError(os.environ['KERAS_BACKEND'])\n"
+def test_work_goes_on_beside_the_caller_and_its_failure_is_not_lost() -> None:
+    """It waits for the caller, who would wait for ever if this did not run beside it."""
+    go_on = threading.Event()
+    done = runtime.beside(lambda: go_on.wait(10))
+    go_on.set()
+    assert done.result(10) is True
+    with pytest.raises(ZeroDivisionError):
+        runtime.beside(lambda: 1 // 0).result(10)
+
+
+def test_a_process_does_not_wait_for_what_runs_beside_it() -> None:
+    began = time.monotonic()
+    run_python(
+        "import time\nfrom job.runtime import beside\nbeside(lambda: time.sleep(60))\nprint(1)"
     )
-    found = run_python(
-        "import json, os\n"
-        "from job.runtime import begin_import\n"
-        "importing = begin_import()\n"
-        "os.environ['GO_ON'] = '1'\n"
-        "print(json.dumps(str(importing.exception())))",
-        PYTHONPATH=str(fakes),
-    )
-    assert found == "tensorflow"
+    assert time.monotonic() - began < 30
 
 
 def test_what_was_imported_before_stays_imported(fakes: Path) -> None:
