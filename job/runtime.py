@@ -1,5 +1,7 @@
 """What must happen around the import of TensorFlow, and what the operating system knows of us."""
 
+import contextlib
+import ctypes
 import gc
 import os
 import platform
@@ -103,6 +105,12 @@ def import_tensorflow() -> None:
         gc.freeze()
         if collecting:
             gc.enable()
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the system, where the C library can: glibc keeps it for later."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_cores(

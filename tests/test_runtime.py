@@ -1,5 +1,6 @@
 """What the operating system knows of us, and what happens around the import of TensorFlow."""
 
+import ctypes
 import json
 import os
 import subprocess
@@ -179,6 +180,31 @@ def test_peak_memory_is_not_inherited_from_whoever_started_us() -> None:
         "print(subprocess.check_output([sys.executable, '-c', program], text=True))"
     )
     assert 1 < used < 200
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    before, after = run_python(
+        "import json\n"
+        "from pathlib import Path\n"
+        "from job.runtime import give_back_memory\n"
+        "def resident():\n"
+        "    status = Path('/proc/self/status').read_text()\n"
+        "    return int(status.partition('VmRSS:')[2].split()[0]) / 1024\n"
+        "blocks = [bytearray(10_000) for _ in range(10_000)]\n"
+        "del blocks[:-1]\n"  # the last one holds back what lies before it
+        "before = resident()\n"
+        "give_back_memory()\n"
+        "print(json.dumps([before, resident()]))"
+    )
+    assert before - after > 50
+
+
+def test_without_a_c_library_that_can_nothing_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    runtime.give_back_memory()
 
 
 def test_without_proc_wall_time_counts_from_the_import(monkeypatch: pytest.MonkeyPatch) -> None:
