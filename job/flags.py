@@ -18,7 +18,11 @@ def _flag(name: str, text: str) -> Any:
 
 
 Data = Annotated[
-    str, _flag("data", "'mnist' (embedded), an .npz, or a folder with the four IDX files.")
+    str,
+    _flag(
+        "data",
+        "'mnist' (embedded), or path or URI of an .npz or of a folder with the four IDX files.",
+    ),
 ]
 Model = Annotated[config.ModelName, _flag("model", "Architecture.")]
 
@@ -39,7 +43,8 @@ Cache = Annotated[
 
 # Of train.
 Output = Annotated[
-    str, _flag("output", "Folder that runs are published in, each in one of its own.")
+    str,
+    _flag("output", "Folder or URI that runs are published below, each in a folder of its own."),
 ]
 RunId = Annotated[
     str | None,

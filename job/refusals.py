@@ -20,7 +20,7 @@ _CHAINS = {
 _ENDPOINTS = {"s3": "AWS_ENDPOINT_URL and AWS_REGION", "gs": "STORAGE_EMULATOR_HOST"}
 
 
-def verdict(error: StoreError, uri: str, doing: str) -> JobError:
+def explained(error: StoreError, uri: str, doing: str) -> JobError:
     """Return what to raise for `error`.
 
     Args:

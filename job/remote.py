@@ -6,15 +6,15 @@ from typing import Any, TypeVar
 
 from job.background import Background
 from job.objects import Objects
+from job.refusals import explained
 from job.retrying import Patience
 from job.stores import StoreError
-from job.verdicts import verdict
 
 Result = TypeVar("Result")
 
 
 class Remote:
-    """All object stores. Every verb may raise whatever `verdicts` knows."""
+    """All object stores. Every verb may raise whatever `refusals` knows."""
 
     def __init__(self, patience: Patience, *, anonymous: bool) -> None:
         """Connect to nothing yet.
@@ -82,7 +82,7 @@ class Remote:
             try:
                 await self._objects.create(uri, data)
             except StoreError as error:
-                raise verdict(error, uri, "writing") from error
+                raise explained(error, uri, "writing") from error
 
         # All to their ends, even if one fails: none is left half done.
         ends = await asyncio.gather(
@@ -104,4 +104,4 @@ class Remote:
         try:
             return self._background.run(work)
         except StoreError as error:
-            raise verdict(error, uri, doing) from error
+            raise explained(error, uri, doing) from error

@@ -22,7 +22,7 @@ Kind = Literal[
 
 
 class StoreError(Exception):
-    """A request that failed; `verdicts` turns it into one of the job's own errors."""
+    """A request that failed; `refusals` turns it into one of the job's own errors."""
 
     def __init__(self, kind: Kind, detail: str) -> None:
         """Say what kind of failure it was, and in a few words, which hold no secret, what."""

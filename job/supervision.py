@@ -22,6 +22,7 @@ FROZEN_SECONDS = 20.0  # importing TensorFlow may keep all threads of a worker q
 GRACE_SECONDS = 15.0  # for a worker whose peer is lost: TensorFlow tells it so in one to nine
 HEARSAY_SECONDS = 3.0
 _LOOK_SECONDS = 0.1
+_SIGKILL = 9  # by POSIX; only the system or a person sends it to a worker unasked
 
 
 def supervise(
@@ -46,6 +47,7 @@ def supervise(
         TemporaryError: a peer never came or was lost, or the worker froze.
         ClusterError: a peer belongs to another training, or the port can't be had.
         StoppedError: SIGTERM came before the worker had begun.
+        JobError: a signal of somebody else's killed the worker; with the code that shells give it.
     """
     peers = Peers(workers, team)
     code = TemporaryError.exit_code
@@ -92,7 +94,7 @@ def _watch(words: Sequence[str], peers: Peers, preemption: Preemption) -> int:
     if 0 <= code != JobError.exit_code:
         return code
     # A worker may stumble over a lost peer before its watcher has heard of that.
-    deadline = time.monotonic() + HEARSAY_SECONDS
+    deadline = time.monotonic() + (0 if code == -_SIGKILL else HEARSAY_SECONDS)
     while (problem := problem or peers.lost()) is None and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     if problem is not None:
@@ -100,7 +102,15 @@ def _watch(words: Sequence[str], peers: Peers, preemption: Preemption) -> int:
             f"{problem}; the worker was ended: run all workers again, the run goes on from its "
             "last checkpoint"
         )
-    return code if code > 0 else 128 - code  # killed by somebody's signal, as shells have it
+    if code > 0:
+        return code
+    killed = JobError(
+        f"the worker was killed by signal {-code}, sent by the system (out of memory?) or by "
+        "somebody; give it more memory if that ran out, then run all workers again: the run goes "
+        "on from its last checkpoint"
+    )
+    killed.exit_code = 128 - code  # as shells have it
+    raise killed
 
 
 def _has_beaten(descriptor: int) -> bool:

@@ -22,7 +22,7 @@ LAYERS = {
         *("config", "cluster", "runtime", "arrays", "preemption", "ink", "uris"),
         *("peers", "pulse", "heartbeat"),
         *("storage", "local", "temporaries", "cache"),
-        *("remote", "objects", "verdicts", "retrying", "background", "s3", "gcs"),
+        *("remote", "objects", "refusals", "retrying", "background", "s3", "gcs"),
         "stores",
     },
     2: {
@@ -51,9 +51,9 @@ SIDEWAYS = {
     *(("storage", name) for name in ("uris", "local", "cache", "remote", "retrying")),
     *(("local", name) for name in ("uris", "temporaries")),
     ("cache", "local"),
-    *(("remote", name) for name in ("background", "objects", "verdicts", "retrying", "stores")),
+    *(("remote", name) for name in ("background", "objects", "refusals", "retrying", "stores")),
     *(("objects", name) for name in ("uris", "retrying", "s3", "gcs", "stores")),
-    *(("verdicts", name) for name in ("uris", "retrying", "stores")),
+    *(("refusals", name) for name in ("uris", "retrying", "stores")),
     *(("retrying", "stores"), ("s3", "stores"), ("gcs", "stores"), ("gcs", "background")),
 }
 

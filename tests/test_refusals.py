@@ -10,8 +10,8 @@ from botocore import exceptions
 from s3fs.errors import translate_boto_error
 
 from job import gcs, s3
+from job.refusals import explained
 from job.stores import Kind, StoreError
-from job.verdicts import verdict
 
 CODES = {
     "absent": (66, 66),
@@ -35,7 +35,7 @@ def test_the_table_has_every_kind() -> None:
 @pytest.mark.parametrize("kind", CODES)
 def test_every_kind_has_its_exit_code_and_says_what_and_where(uri: str, kind: Any) -> None:
     error = StoreError(kind, "418 Teapot")
-    found = verdict(error, uri, "reading"), verdict(error, uri, "writing")
+    found = explained(error, uri, "reading"), explained(error, uri, "writing")
     assert tuple(each.exit_code for each in found) == CODES[kind]
     for each in found:
         assert uri in str(each)

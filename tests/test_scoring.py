@@ -56,18 +56,20 @@ def test_own_pictures_are_recognised_as_their_originals(
     command, trained, small_mnist, mnist, tmp_path
 ):
     words = ["predict", "--weights", trained, "--data", small_mnist]
-    originals = rows(command(*words, "--num-images", 20).out)
+    originals = rows(command(*words, "--num-images", 100).out)
     images = []
-    for index in range(20):
+    for index in range(100):
         path = tmp_path / f"{index}.png"
         large = PIL.Image.fromarray(255 - mnist.x_test[index]).resize((280, 280))
         large.save(path)  # dark on light, as on paper
         images += ["--image", path]
     own = rows(command(*words, *images).out)
-    assert [row[0] for row in own] == [str(tmp_path / f"{index}.png") for index in range(20)]
+    assert [row[0] for row in own] == [str(tmp_path / f"{index}.png") for index in range(100)]
     assert {row[3] for row in own} == {"-"}
-    same = sum(mine[1] == theirs[1] for mine, theirs in zip(own, originals, strict=True))
-    assert same >= 17  # the model itself is weak, after two epochs on 2,000 images
+    # The model is weak, after two epochs on 2,000 images: only where it is sure must both agree.
+    sure = [index for index, row in enumerate(originals) if float(row[2].rstrip("%")) > 60]
+    assert len(sure) >= 75
+    assert [own[index][1] for index in sure] == [originals[index][1] for index in sure]
 
 
 def test_figure_is_a_picture_of_the_predictions(command, trained, small_mnist, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, free_ports
@@ -71,6 +72,22 @@ def test_sigterm_to_one_stops_all_after_saving(worker, tmp_path):
     assert "another worker was asked to stop, the work is saved" in of_chief
     assert "stopped by SIGTERM, the work is saved" in of_other
     assert len(list((tmp_path / "r" / "checkpoints").iterdir())) >= 1
+
+
+def test_a_worker_that_somebody_killed_says_so(worker):
+    """As the kernel does when memory runs out: the watcher is left, and must tell."""
+    chief, other = worker(0, "--epochs", "2000"), worker(1, "--epochs", "2000")
+    for line in chief.stdout:
+        if json.loads(line)["event"] == "epoch":
+            break
+    children = Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text().split()
+    assert len(children) == 1
+    os.kill(int(children[0]), signal.SIGKILL)
+    _, of_other = other.communicate(timeout=60)
+    _, of_chief = chief.communicate(timeout=60)
+    assert (chief.returncode, other.returncode) == (75, 137), of_chief + of_other
+    assert of_other.count("\n") == 1
+    assert "the worker was killed by signal 9" in of_other
 
 
 def test_sigterm_while_waiting_for_the_others(worker, tmp_path):
