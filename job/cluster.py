@@ -44,6 +44,8 @@ class Cluster:
     """Name of the node that the pod runs on."""
     image: str | None = None
     """Container image that the process was started from."""
+    cpu_limit: int | None = None
+    """Cores that the container may use, a fraction counted as a whole one; None if unlimited."""
     workers: Workers = field(default_factory=Workers)
     """Who trains together."""
 
@@ -60,11 +62,13 @@ class Cluster:
         Raises:
             ClusterError: it names workers, but not in a way that could work.
         """
+        cores = environment.get("K8S_CPU_LIMIT", "")
         return cls(
             job=environment.get("K8S_JOB_NAME") or None,
             pod=environment.get("K8S_POD_NAME") or None,
             node=environment.get("K8S_NODE_NAME") or None,
             image=environment.get("K8S_IMAGE") or None,
+            cpu_limit=(int(cores) or None) if cores.isdecimal() else None,
             workers=_workers(environment) if together else Workers(),
         )
 

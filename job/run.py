@@ -150,7 +150,7 @@ def _begin(
 
     Workers other than the chief learn both, as far as they need them, from the chief.
     """
-    cores = runtime.available_cores(environment=os.environ)
+    cores = runtime.available_cores(container_limit=cluster.cpu_limit)
     state = State({"config": config.digest, "data": dataset.fingerprint}, cores)
     if not cluster.workers.is_chief:
         return 0, state

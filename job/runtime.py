@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import platform
 import resource
@@ -114,19 +115,19 @@ def give_back_memory() -> None:
 
 
 def available_cores(
-    cgroup: Path = Path("/sys/fs/cgroup"), environment: Mapping[str, str] | None = None
+    cgroup: Path = Path("/sys/fs/cgroup"), container_limit: int | None = None
 ) -> int:
     """Return how many cores this process may use: the smaller of its affinity and its CPU quota.
 
-    The quota is the cgroup's: `cpu.max` in version 2, `cpu.cfs_quota_us` in version 1. Where a
-    sandbox hides that (gVisor, Kata), it is the pod's own limit in `K8S_CPU_LIMIT`, if
-    `environment` has one. A fraction of a core counts as a whole one.
+    The quota is the cgroup's: `cpu.max` in version 2, `cpu.cfs_quota_us` in version 1; a fraction
+    of a core counts as a whole one. Where a sandbox hides that (gVisor, Kata), it is
+    `container_limit`.
     """
     affinity = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     quota = _cgroup_quota(cgroup)
-    if quota is None and (limit := (environment or {}).get("K8S_CPU_LIMIT", "")).isdigit():
-        quota = float(limit) or None
-    return affinity if quota is None else max(1, min(affinity, int(-(-quota // 1))))
+    if quota is None:
+        quota = container_limit
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
 
 
 def _cgroup_quota(cgroup: Path) -> float | None:

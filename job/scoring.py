@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from job import __version__, data, gallery, handwriting, publishing, runtime, storage, uris
+from job.cluster import Cluster
 from job.errors import UsageError
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ def _read_weights(uri: str) -> tuple[str, bytes]:
 def _model(content: bytes, uri: str, name: str, dataset: data.Dataset) -> "keras.Model":
     """Return the named model for the data set's images, with the weights in `content`."""
     runtime.prepare_tensorflow()
-    runtime.limit_threads(runtime.available_cores(environment=os.environ))
+    place = Cluster.from_environment(os.environ, together=False)
+    runtime.limit_threads(runtime.available_cores(container_limit=place.cpu_limit))
     runtime.import_tensorflow()
     from job import model, weights  # noqa: PLC0415
 

@@ -22,7 +22,7 @@ def test_a_laptop_is_no_cluster() -> None:
 
 def test_every_field_has_its_variable() -> None:
     assert set(Cluster().names) == set(VARIABLES)
-    assert set(asdict(Cluster())) == {*VARIABLES, "workers"}
+    assert set(asdict(Cluster())) == {*VARIABLES, "cpu_limit", "workers"}
 
 
 @pytest.mark.parametrize("field", VARIABLES)
@@ -47,6 +47,13 @@ def test_the_process_environment_is_not_looked_at(
 def test_a_place_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         Cluster().job = "another"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("2", 2), ("64", 64), ("0", None), ("", None), ("x", None), ("1.5", None)]
+)
+def test_a_cpu_limit_is_a_whole_number_of_cores(text: str, cores: int | None) -> None:
+    assert Cluster.from_environment({"K8S_CPU_LIMIT": text}).cpu_limit == cores
 
 
 INDEXED_JOB = {

@@ -11,11 +11,15 @@ from job import data, feed, storage
 from job.examples import ALIGNMENT_BYTES
 
 
-@pytest.fixture
-def streaming(monkeypatch):
+def stream(monkeypatch):
     """Make every data set too large to lie on the device, and a shard seven steps long."""
     monkeypatch.setattr(feed, "RESIDENT_BYTES", 0)
     monkeypatch.setattr(feed, "SHARD_BYTES", 7 * 20 * 28 * 28)
+
+
+@pytest.fixture
+def streaming(monkeypatch):
+    stream(monkeypatch)
 
 
 @pytest.fixture
@@ -34,8 +38,7 @@ def few(mnist):
 def test_streaming_changes_no_bit(few, monkeypatch, model):
     settings = config(model=model, augment="shift")
     resident, resident_state, _ = run(few, settings)
-    monkeypatch.setattr(feed, "RESIDENT_BYTES", 0)
-    monkeypatch.setattr(feed, "SHARD_BYTES", 7 * 20 * 28 * 28)
+    stream(monkeypatch)
     streamed, streamed_state, _ = run(few, settings)
     for one, other in zip(resident, streamed, strict=True):
         assert np.array_equal(one, other)
