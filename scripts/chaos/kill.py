@@ -42,6 +42,18 @@ class Report:
     slowest_exit_seconds: float = 0.0
     other_ends: list[str] = field(default_factory=list)
 
+    def add(self, other: "Report") -> None:
+        """Take in what was seen of another run."""
+        self.runs += other.runs
+        self.signals += other.signals
+        self.codes += other.codes
+        self.resumed += other.resumed
+        self.differing += other.differing
+        self.torn += other.torn
+        self.unfinished_zero += other.unfinished_zero
+        self.slowest_exit_seconds = max(self.slowest_exit_seconds, other.slowest_exit_seconds)
+        self.other_ends += other.other_ends
+
 
 def main() -> int:
     """Run what the command line asks for; return 1 if anything was wrong."""
@@ -82,18 +94,15 @@ def campaign(
     """Send `wanted` signals or kill that many runs, print the figures, and count what was wrong."""
     report, began = Report(), time.monotonic()
 
-    def one(index: int) -> None:
+    def one(index: int) -> Report:
         draw = random.Random(f"{arguments.seed} {number} {index}")
-        torment(folder / f"{number.name}-{index}", number, draw, life, expected, report)
+        return torment(folder / f"{number.name}-{index}", number, draw, life, expected)
 
     with ThreadPoolExecutor(arguments.parallel) as pool:
-        if number == signal.SIGKILL:
-            list(pool.map(one, range(wanted)))
-        else:
-            index = 0
-            while report.signals < wanted:
-                list(pool.map(one, range(index, index + arguments.parallel)))
-                index += arguments.parallel
+        while (left := wanted - (report.runs if number == signal.SIGKILL else report.signals)) > 0:
+            more = left if number == signal.SIGKILL else -(-left // 2)  # a run takes one or more
+            for seen in pool.map(one, range(report.runs, report.runs + more)):
+                report.add(seen)
     print(
         f"\n{number.name}: {report.signals} sent to {report.runs} runs in "
         f"{time.monotonic() - began:.0f} s\n"
@@ -116,10 +125,9 @@ def torment(
     draw: random.Random,
     life: float,
     expected: dict[str, str],
-    report: Report,
-) -> None:
+) -> Report:
     """Begin `run` again and again, with a signal at a random moment, until it is complete."""
-    report.runs += 1
+    report = Report(runs=1)
     for attempt in range(GIVE_UP_AFTER):
         process = start(run.parent, run.name)
         # The first attempt is hit for certain, later ones leave room for the run to end.
@@ -150,6 +158,7 @@ def torment(
         report.differing += outcome(run) != expected
         metrics = json.loads((run / "metrics.json").read_text())
         report.resumed += metrics["train"]["resumed_step"] > 0
+    return report
 
 
 def start(output: Path, run_id: str) -> subprocess.Popen[str]:

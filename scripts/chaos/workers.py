@@ -51,6 +51,15 @@ class Report:
     resumed: int = 0
     problems: list[str] = field(default_factory=list)
 
+    def add(self, other: "Report") -> None:
+        """Take in what was seen of another run."""
+        self.times += other.times
+        self.codes += other.codes
+        self.slowest_seconds = max(self.slowest_seconds, other.slowest_seconds)
+        self.differing += other.differing
+        self.resumed += other.resumed
+        self.problems += other.problems
+
 
 def main() -> int:
     """Run what the command line asks for; return 1 if anything was wrong."""
@@ -80,15 +89,15 @@ def main() -> int:
                     index: int,
                     count: int = count,
                     harm: str = harm,
-                    report: Report = report,
                     expected: str = outcome(unbroken),
-                ) -> None:
+                ) -> Report:
                     draw = random.Random(f"{arguments.seed} {count} {harm} {index}")
                     run = folder / f"{harm}-{count}-{index}"
-                    torment(run, count, harm, arguments, draw, expected, report)
+                    return torment(run, count, harm, arguments, draw, expected)
 
                 with ThreadPoolExecutor(arguments.parallel) as pool:
-                    list(pool.map(one, range(arguments.times)))
+                    for seen in pool.map(one, range(arguments.times)):
+                        report.add(seen)
                 bad += tell(count, harm, report, time.monotonic() - began)
     return 1 if bad else 0
 
@@ -120,10 +129,9 @@ def torment(
     arguments: argparse.Namespace,
     draw: random.Random,
     expected: str,
-    report: Report,
-) -> None:
+) -> Report:
     """Begin `run`, harm one of its workers, and begin it again."""
-    report.times += 1
+    report = Report(times=1)
     victim = draw.randrange(count)
     missing = victim if harm == "missing" else None
     waits = arguments.peer_timeout if harm == "missing" else MEET_AGAIN_SECONDS
@@ -154,10 +162,11 @@ def torment(
     if any(again):
         report.problems.append(f"{run.name}: exit codes {again} when begun again")
         report.differing += 1
-        return
+        return report
     report.differing += outcome(run) != expected
     metrics = json.loads((run / "r" / "metrics.json").read_text())
     report.resumed += metrics["train"]["resumed_step"] > 0
+    return report
 
 
 def start(
