@@ -50,10 +50,7 @@ def sh(*words: object, **more: str) -> str:
 def make_base(folder: Path) -> None:
     """Make a base of Debian's Python, which trusts what this machine trusts."""
     packages = "python3,python3-venv,ca-certificates"
-    try:
-        sh("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder)
-    except AssertionError as error:
-        pytest.skip(f"THE IMAGE IS NOT TESTED: no packages for a base to be had: {error}")
+    sh("debootstrap", "--variant=minbase", f"--include={packages}", "bookworm", folder)
     shutil.rmtree(folder / "var/cache/apt")
     shutil.rmtree(folder / "var/lib/apt/lists")
     container = sh("buildah", "from", "scratch")
@@ -120,10 +117,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     if subprocess.run(spaces, capture_output=True, check=False).returncode != 0:
         pytest.skip("THE IMAGE IS NOT TESTED: this machine gives no namespaces, which pods are of")
     folder = tmp_path_factory.mktemp("image")
-    if not sh("buildah", "images", "--quiet", "--filter", f"reference={BASE}"):
-        make_base(folder / "base")
-        shutil.rmtree(folder / "base")
     flags = "--isolation chroot --pull-never --layers"
+    try:  # nothing of this project's yet: what fails here is the machine's
+        if not sh("buildah", "images", "--quiet", "--filter", f"reference={BASE}"):
+            make_base(folder / "base")
+            shutil.rmtree(folder / "base")
+        (folder / "Dockerfile").write_text(f"FROM {BASE}\nRUN true\n")
+        sh("buildah", "build", *flags.split(), folder)
+    except AssertionError as error:
+        pytest.skip(f"THE IMAGE IS NOT TESTED: this machine can't build any: {error}")
     sh("scripts/image", "build", "cpu", BASE, TOOL="buildah", TAG=TAG, FLAGS=flags)
     container = sh("buildah", "from", "--pull-never", TAG)
     runs = folder / "runs"
