@@ -53,7 +53,7 @@ seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --e
 bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 10 minutes; ARGS=--quick)
 	@$(BIN)/python scripts/bench/compare.py $(ARGS)
 
-chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (an hour)
+chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (70 minutes)
 	@$(BIN)/python -m pytest -q -m slow tests/test_replicas.py tests/test_supervision.py
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/workers.py
