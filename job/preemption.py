@@ -54,6 +54,10 @@ class Preemption:
             )
         return None
 
+    def took(self, number: int) -> bool:
+        """Tell whether `number` is the signal that asked the run to stop."""
+        return number == self._signal
+
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Only note signals inside this block; if one came, the block's end raises."""

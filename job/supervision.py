@@ -93,6 +93,8 @@ def _watch(words: Sequence[str], peers: Peers, preemption: Preemption) -> int:
         os.close(reading)
     if 0 <= code != JobError.exit_code:
         return code
+    if preemption.took(-code) and (stopped := preemption.reason()) is not None:
+        raise stopped  # the worker was told before it had come up far enough to take it
     # A worker may stumble over a lost peer before its watcher has heard of that.
     deadline = time.monotonic() + (0 if code == -_SIGKILL else HEARSAY_SECONDS)
     while (problem := problem or peers.lost()) is None and time.monotonic() < deadline:

@@ -5,11 +5,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, free_ports
+
+from job import supervision
+from job.errors import JobError, StoppedError
+from job.preemption import Preemption
 
 
 @pytest.mark.parametrize(
@@ -88,6 +93,53 @@ def test_a_worker_that_somebody_killed_says_so(worker):
     assert (chief.returncode, other.returncode) == (75, 137), of_chief + of_other
     assert of_other.count("\n") == 1
     assert "the worker was killed by signal 9" in of_other
+
+
+class Unbothered:
+    """Peers that are never lost."""
+
+    def lost(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("number", "sent_by_us", "error", "code"),
+    [
+        (signal.SIGTERM, True, StoppedError, 143),
+        (signal.SIGINT, True, KeyboardInterrupt, None),
+        (signal.SIGTERM, False, JobError, 143),
+        (signal.SIGSEGV, False, JobError, 139),
+    ],
+)
+def test_a_worker_that_a_signal_ends_before_it_could_take_it(
+    number, sent_by_us, error, code, tmp_path, monkeypatch
+):
+    worker = tmp_path / "worker"
+    worker.write_text("#!/bin/sh\necho $$ > " + str(tmp_path / "pid") + "\nexec sleep 60\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(supervision.sys, "executable", str(worker))
+    monkeypatch.setattr(supervision, "HEARSAY_SECONDS", 0.2)
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    preemption = Preemption()
+    preemption.install()
+
+    def send() -> None:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text().strip():
+            time.sleep(0.01)
+        time.sleep(0.1)
+        os.kill(os.getpid() if sent_by_us else int((tmp_path / "pid").read_text()), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        with pytest.raises(error) as caught:
+            supervision._watch([], Unbothered(), preemption)
+    finally:
+        sender.join()
+        for one, handler in before.items():
+            signal.signal(one, handler)
+    assert getattr(caught.value, "exit_code", None) == code
+    assert ("killed by signal" in str(caught.value)) is not sent_by_us
 
 
 def test_sigterm_while_waiting_for_the_others(worker, tmp_path):
