@@ -50,7 +50,7 @@ format: $(READY) ## Put the code into the project's format
 seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --epochs 5" to tune)
 	@$(BIN)/python scripts/bench/seeds.py $(ARGS)
 
-bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 10 minutes; ARGS=--quick)
+bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 15 minutes; ARGS=--quick)
 	@$(BIN)/python scripts/bench/compare.py $(ARGS)
 
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (70 minutes)

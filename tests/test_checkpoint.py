@@ -110,6 +110,12 @@ def test_a_damaged_one_is_passed_by_and_said_so(tmp_path, checkpoints, log):
     assert "damaged" in event["reason"]
 
 
+def test_where_the_newest_was_deleted_the_one_before_is_restored(tmp_path, checkpoints):
+    _, newest = saved(tmp_path, STATE, replace(STATE, step=8))
+    newest.unlink()
+    assert checkpoints.restore(OWNER).step == 7
+
+
 def test_none_intact_is_an_error_and_no_fresh_start(tmp_path, checkpoints):
     for path in saved(tmp_path, STATE, replace(STATE, step=8)):
         path.write_bytes(b"")
@@ -144,11 +150,12 @@ def test_a_name_that_lies_about_the_step_is_not_believed(tmp_path, checkpoints):
 
 
 def test_every_damage_is_noticed(tmp_path, checkpoints, log):
-    """Each byte flipped, each truncation, each block zeroed, and growth: never a silent load."""
+    """Each byte flipped or deleted, each cut, each block zeroed, growth: never a silent load."""
     [path] = saved(tmp_path, STATE)
     whole = path.read_bytes()
     damaged = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
     damaged += [whole[:length] for length in range(len(whole))]
+    damaged += [whole[:at] + whole[at + 1 :] for at in range(len(whole))]
     damaged += [
         whole[:at] + bytes(len(block)) + whole[at + 64 :]
         for at in range(0, len(whole), 64)
