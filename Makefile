@@ -30,10 +30,11 @@ train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not checks' $(ARGS)
 
-check: $(READY) $(CHECKS) ## Lint, check the format, the types, the manifests and the Dockerfile
+check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the manifests and the Dockerfile
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py
 
 $(CHECKS): scripts/checks.lock | $(READY)
@@ -54,7 +55,7 @@ bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 15 mi
 	@$(BIN)/python scripts/bench/compare.py $(ARGS)
 
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (70 minutes)
-	@$(BIN)/python -m pytest -q -m slow tests/test_replicas.py tests/test_supervision.py
+	@$(BIN)/python -m pytest -q -m slow tests/training/test_replicas.py tests/workers/test_supervision.py
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/workers.py
 

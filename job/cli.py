@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, flags, pulse, storage, uris, verdict
-from job.cluster import Cluster
+from job import __version__, flags, storage
 from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
 from job.errors import JobError, StoppedError, UsageError
-from job.heartbeat import Heartbeat
-from job.preemption import Preemption
-from job.progress import Progress, write_line
-from job.storage import Settings
+from job.process import verdict
+from job.process.liveness import Liveness
+from job.process.preemption import Preemption
+from job.process.progress import Progress, write_line
+from job.storage import Settings, uris
+from job.workers import watchdog
+from job.workers.cluster import Cluster
 
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
@@ -72,25 +74,26 @@ def train(
         raise UsageError("--run-id is missing: several workers must all be given the same one")
     run_id = run_id or fresh_run_id(model)
     config = RunConfig(**fields | {"run_id": run_id})
-    heartbeat = Heartbeat(liveness_file)
-    progress = Progress(log, heartbeat=heartbeat)
+    liveness = Liveness(liveness_file)
+    progress = Progress(log, liveness=liveness)
     _use_storage(storage_timeout, anonymous, cache, progress)
     preemption = Preemption(time_limit)
     preemption.install()
     if cluster.workers.count > 1:
-        from job import publishing, supervision  # noqa: PLC0415
+        from job.results import publishing  # noqa: PLC0415
+        from job.workers import supervision  # noqa: PLC0415
 
-        if pulse.is_supervised():
-            pulse.start()
+        if watchdog.is_supervised():
+            watchdog.start()
         elif publishing.finished(config) is None:
             team = f"{config.run_id} {config.digest}"
             code = supervision.supervise(
-                sys.argv[1:], cluster.workers, team, peer_timeout, preemption, heartbeat
+                sys.argv[1:], cluster.workers, team, peer_timeout, preemption, liveness
             )
             raise typer.Exit(code)
     from job.run import train_run  # noqa: PLC0415
 
-    return verdict.complete(config.run_uri, train_run(config, cluster, preemption, progress))
+    return verdict.success(config.run_uri, train_run(config, cluster, preemption, progress))
 
 
 @app.command()
@@ -108,12 +111,12 @@ def evaluate(
     uris.check(weights, "--weights")
     if output is not None:
         uris.check(output, "--output")
-    from job import scoring  # noqa: PLC0415
+    from job.results import inference  # noqa: PLC0415
 
-    scores, report = scoring.score(weights, check_data(data), model)
-    _say(scoring.summary(scores))
+    scores, report = inference.score(weights, check_data(data), model)
+    _say(inference.summary(scores))
     if output is not None:
-        _say(f"written to {scoring.write_report(output, report)}")
+        _say(f"written to {inference.write_report(output, report)}")
 
 
 @app.command()
@@ -131,7 +134,8 @@ def predict(
 ) -> None:
     """Predict test images, or pictures of your own."""
     _use_storage(storage_timeout, anonymous, cache, Progress("text", sys.stderr))
-    from job import gallery, scoring  # noqa: PLC0415
+    from job.pictures import gallery  # noqa: PLC0415
+    from job.results import inference  # noqa: PLC0415
 
     uris.check(weights, "--weights")
     check_data(data)
@@ -146,12 +150,12 @@ def predict(
     for uri in image or []:
         uris.check(uri, "--image")
     if image:
-        predictions, seen = scoring.predict_pictures(weights, data, model, image)
+        predictions, seen = inference.predict_pictures(weights, data, model, image)
     else:
-        predictions, seen = scoring.predict_test_images(weights, data, model, start, num_images)
-    _say(scoring.table(predictions))
+        predictions, seen = inference.predict_test_images(weights, data, model, start, num_images)
+    _say(inference.table(predictions))
     if figure is not None:
-        scoring.write_gallery(figure, predictions, seen)
+        inference.write_gallery(figure, predictions, seen)
         _say(f"figure written to {figure}")
 
 
@@ -227,7 +231,7 @@ def _what_is_wrong(error: typer.TyperException) -> str:
 
 
 def _failed(message: str, code: int) -> tuple[int, dict[str, Any]]:
-    return code, verdict.failed(message, code)
+    return code, verdict.failure(message, code)
 
 
 def _tell(place: str | None, ended: dict[str, Any] | None) -> None:
@@ -244,7 +248,7 @@ def _tell(place: str | None, ended: dict[str, Any] | None) -> None:
 def entry_point() -> None:
     """Run the command that the process was started with, and exit with its code."""
     code = main()
-    if pulse.is_supervised():
+    if watchdog.is_supervised():
         # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.
         os._exit(code)
     sys.exit(code)

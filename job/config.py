@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from job import uris
 from job.errors import UsageError
+from job.storage import uris
 
 ModelName = Literal["mlp", "cnn"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -48,7 +48,7 @@ class RunConfig:
     data: str = EMBEDDED_DATA
     """`mnist` for the embedded data set, or the URI of one."""
     model: ModelName = "mlp"
-    """Name of an architecture in `job.model`."""
+    """Name of an architecture in `job.training.model`."""
     strategy: Strategy = "auto"
     """What to train on; `auto` takes all workers if there are several, else all GPUs, else CPU."""
     require_gpu: bool = False

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from job import checkpoint, publishing
 from job.errors import JobError, StoppedError
+from job.results import publishing
+from job.training import checkpoint
 
 BRIEF = ("--epochs", "2")  # unless the flags say otherwise: the proof needs no long training
 TRIES = 5  # a signal can come too late, when the training is over already

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from job import config
-from job.progress import LogFormat
+from job.process.progress import LogFormat
 
 
 def _flag(name: str, text: str) -> Any:

@@ -11,16 +11,19 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from job import __version__, data, publishing, runtime
-from job.checkpoint import Checkpoints, State
-from job.cluster import Cluster
+from job import __version__
 from job.config import RunConfig
+from job.data import source
 from job.errors import TemporaryError
-from job.preemption import Preemption
-from job.progress import Progress
+from job.process import runtime
+from job.process.preemption import Preemption
+from job.process.progress import Progress
+from job.results import publishing
+from job.training.checkpoint import Checkpoints, State
+from job.workers.cluster import Cluster
 
 if TYPE_CHECKING:
-    from job.strategy import Devices
+    from job.training.strategy import Devices
 
 SCHEMA_VERSION = 1
 
@@ -43,7 +46,7 @@ def train_run(
 
     started = datetime.now(UTC).isoformat(timespec="milliseconds")
     watch = runtime.Stopwatch()
-    loading = runtime.beside(lambda: data.load(config.data))
+    loading = runtime.beside(lambda: source.load(config.data))
     with preemption.deferred():
         runtime.prepare_tensorflow()
         runtime.import_tensorflow()
@@ -56,8 +59,9 @@ def train_run(
     load_seconds = watch.lap()
     with preemption.deferred():
         runtime.limit_threads(state.cores)
-        from job import evaluation, model, strategy, training, weights  # noqa: PLC0415
-        from job.team import Team  # noqa: PLC0415
+        from job.results import evaluation, weights  # noqa: PLC0415
+        from job.training import model, strategy, train  # noqa: PLC0415
+        from job.workers.collectives import Collectives  # noqa: PLC0415
 
         progress.beat()
         chosen = strategy.choose(config.strategy, cluster.workers, require_gpu=config.require_gpu)
@@ -72,11 +76,13 @@ def train_run(
                 seed=config.seed,
                 precision=config.precision,
             )
-        team = Team(chosen, cluster.workers)
-        team.check_alike("data", dataset.fingerprint)
-    trained = training.train(net, dataset, config, team, checkpoints, state, preemption, progress)
-    if not team.is_chief:
-        team.wait()  # until the chief has published: what it can't do, all must do again
+        collectives = Collectives(chosen, cluster.workers)
+        collectives.check_alike("data", dataset.fingerprint)
+    trained = train.train(
+        net, dataset, config, collectives, checkpoints, state, preemption, progress
+    )
+    if not collectives.is_chief:
+        collectives.wait()  # until the chief has published: what it can't do, all must do again
         progress.event("worker_done", worker=cluster.workers.index)
         return publishing.finished(config)
 
@@ -133,14 +139,14 @@ def train_run(
     )
     checkpoints.prune(keep=1)
     with contextlib.suppress(TemporaryError):  # published is published, whoever is still there
-        team.wait()
+        collectives.wait()
     progress.event("complete", **_summary(config, document))
     return document
 
 
 def _begin(
     config: RunConfig,
-    dataset: data.Dataset,
+    dataset: source.Dataset,
     cluster: Cluster,
     checkpoints: Checkpoints,
     started: str,

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import servers
 
-from job import data, runtime, storage
+from job import storage
 from job.cli import main
+from job.data import source
+from job.process import runtime
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -116,13 +118,13 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 
 
 @pytest.fixture(scope="session")
-def mnist() -> data.Dataset:
+def mnist() -> source.Dataset:
     """Return the embedded data set."""
-    return data.load("mnist")
+    return source.load("mnist")
 
 
 @pytest.fixture(scope="session")
-def small_mnist(mnist: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
+def small_mnist(mnist: source.Dataset, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return where an .npz with 2,000 training and 505 test images of MNIST lies."""
     path = tmp_path_factory.mktemp("data") / "small.npz"
     np.savez(

@@ -18,8 +18,8 @@ import rehearsal
 import servers
 from aiobotocore import session
 
-from job import retrying
-from job.remote import Remote
+from job.storage import retrying
+from job.storage.remote import Remote
 
 TIMEOUT_SECONDS = 1.0
 SLACK_SECONDS = 10.0  # for a machine with other things to do

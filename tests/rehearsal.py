@@ -19,9 +19,11 @@ from unittest import mock
 import numpy as np
 
 import job
-from job import checkpoint, cli, runtime
+from job import cli
 from job.errors import StoppedError
-from job.remote import Remote
+from job.process import runtime
+from job.storage.remote import Remote
+from job.training import checkpoint
 
 STOP_STEP, LAST_STEP = 30, 70
 WEIGHTS = b"weights " * 5_000
@@ -71,14 +73,14 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
     devices = SimpleNamespace(
         tensorflow="0", keras="0", strategy="none", replicas=1, devices=("none",)
     )
-    team = SimpleNamespace(is_chief=True, check_alike=lambda *_: None, wait=lambda: None)
+    collectives = SimpleNamespace(is_chief=True, check_alike=lambda *_: None, wait=lambda: None)
     chosen = SimpleNamespace(scope=contextlib.nullcontext)
     content: dict[str, dict[str, Any]] = {
         "training": {"train": train},
         "evaluation": {"evaluate": lambda *_: Scores()},
         "model": {"build": lambda *_, **__: net, "for_publishing": lambda found: found},
         "strategy": {"choose": lambda *_, **__: chosen, "describe": lambda _: devices},
-        "team": {"Team": lambda *_: team},
+        "collectives": {"Collectives": lambda *_: collectives},
         "weights": {"to_hdf5": lambda _: WEIGHTS, "to_keras_archive": lambda _: ARCHIVE},
     }
     modules = {}

@@ -9,7 +9,8 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from job import cli, run, scoring, storage
+from job import cli, run, storage
+from job.results import inference
 
 TRAIN_FLAGS = [
     "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
@@ -338,6 +339,60 @@ def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small
     assert f"test loss: {published['loss']:.4f}\n" in done.out
     assert json.loads(report.read_text())["test"] == published
     into_folder = command("evaluate", *words, "--output", tmp_path)
-    assert f"{tmp_path}/{scoring.REPORT}" in into_folder.out
+    assert f"{tmp_path}/{inference.REPORT}" in into_folder.out
     again = command("evaluate", *words, "--output", report)
     assert again.code == 73  # an evaluation is not overwritten either
+
+
+HEAVY = (
+    "tensorflow",
+    "keras",
+    "numpy",
+    "PIL",
+    "h5py",
+    "asyncio",
+    "fsspec",
+    "aiohttp",
+    "botocore",
+    "google",
+)
+
+
+def test_importing_the_command_line_is_cheap_and_quiet() -> None:
+    program = f"""
+import json, os, signal, sys, threading
+environment, handlers = dict(os.environ), [signal.getsignal(n) for n in signal.valid_signals()]
+import job.cli
+print(json.dumps({{
+    "heavy": [name for name in {HEAVY!r} if name in sys.modules],
+    "environment": dict(os.environ) == environment,
+    "handlers": [signal.getsignal(n) for n in signal.valid_signals()] == handlers,
+    "threads": threading.active_count(),
+}}))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PATH": os.environ["PATH"]},  # ours is that of a process that imported the job
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stderr == ""
+    assert json.loads(ended.stdout) == {
+        "heavy": [],
+        "environment": True,
+        "handlers": True,
+        "threads": 1,
+    }
+
+
+@pytest.mark.parametrize("room", ["run", "drill", "results.inference", "workers.supervision"])
+def test_rooms_of_the_command_line_import_tensorflow_late(room):
+    program = (
+        f"import sys, job.{room}; print(*sorted({{'tensorflow', 'keras'}} & set(sys.modules)))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ended.stdout.split() == []

@@ -9,7 +9,7 @@ from job.errors import JobError
 
 BROKEN = """
 import sys
-from job import loop
+from job.training import loop
 from job.cli import main
 assign = loop.Loop.assign
 def forget(self, arrays):

@@ -21,8 +21,9 @@ import yaml
 from conftest import REPOSITORY
 
 import job
-from job import cli, errors, run, verdict
+from job import cli, errors, run
 from job.config import check_run_id
+from job.process import verdict
 
 K8S = REPOSITORY / "k8s"
 TOOLS = REPOSITORY / ".venv-checks" / "bin"
@@ -55,7 +56,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 def variables_read() -> set[str]:
     """Return the variables of the environment that the source of the job names."""
-    trees = [ast.parse(path.read_text()) for path in Path(job.__file__).parent.glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in Path(job.__file__).parent.rglob("*.py")]
     texts = {
         node.value
         for tree in trees

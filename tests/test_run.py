@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from conftest import REPOSITORY
 
-from job import publishing
+from job.results import publishing
 
 SCHEMA = json.loads((REPOSITORY / "job/assets/metrics.schema.json").read_text())
 
@@ -257,10 +257,10 @@ def test_other_sizes_and_classes_are_inferred(tmp_path, command, channels):
 def test_loss_that_is_no_number_is_not_published(small_mnist, tmp_path, command, monkeypatch):
     import numpy as np
 
-    from job import training
+    from job.training import train
 
     monkeypatch.setattr(
-        training, "learning_rates", lambda _, steps: np.full(steps, np.inf, np.float32)
+        train, "learning_rates", lambda _, steps: np.full(steps, np.inf, np.float32)
     )
     flags = ["--data", small_mnist, "--output", tmp_path, "--run-id", "diverged"]
     diverged = command("train", *flags)

@@ -32,18 +32,19 @@ from test_matrix import small_data
 from test_storage_contract import race
 from test_uris import DISGUISED, GENERATED, REFUSED, REFUSED_ONCE_DECODED, SECRET
 
-from job import cli, local, retrying
+from job import cli
 from job.errors import MissingInputError
-from job.remote import Remote
-from job.temporaries import is_one
+from job.storage import files, retrying
+from job.storage.remote import Remote
+from job.storage.temporaries import is_one
 
 # Writers are forked by a process that has everything imported, so that a kill costs no second.
 NURSERY = """
 import asyncio, functools, json, os, signal, sys, time
 from aiobotocore import session
 from job import storage
-from job.gcs import GCS
-from job.s3 import S3
+from job.storage.gcs import GCS
+from job.storage.s3 import S3
 
 session.AioSession = functools.cache(session.AioSession)
 
@@ -196,7 +197,7 @@ def whole(number: int) -> bytes:
 def look(uri: str) -> bytes | None:
     """Return an object, or None if there is none."""
     try:
-        return direct().read(uri, 10**7) if "://" in uri else local.read(uri, 10**7)
+        return direct().read(uri, 10**7) if "://" in uri else files.read(uri, 10**7)
     except MissingInputError:
         return None
 
@@ -209,7 +210,7 @@ def take(folder: str, number: int) -> bytes | None:
         if "://" in uri:
             direct().remove(uri)
         else:
-            local.remove(uri)
+            files.remove(uri)
     return content
 
 

@@ -1,4 +1,4 @@
-"""Take a worker from its team in every way there is, and see that nobody waits for ever.
+"""Take a worker from its collectives in every way there is, and see that nobody waits for ever.
 
     python scripts/chaos/workers.py --times 10
 
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from job import data
+from job.data import source
 
 HARMS = ("killed", "frozen", "missing")
 FLAGS = ("--augment", "shift", "--checkpoint-seconds", "0", "--log", "json")
@@ -42,7 +42,7 @@ PORTS_LOCK = threading.Lock()
 
 @dataclass
 class Report:
-    """What was seen of one way of harm in one size of team."""
+    """What was seen of one way of harm in one size of collectives."""
 
     times: int = 0
     codes: collections.Counter[int] = field(default_factory=collections.Counter)
@@ -233,7 +233,7 @@ def outcome(output: Path) -> str:
 
 def small_data(path: Path) -> None:
     """Write a small part of MNIST, so that a training takes seconds."""
-    mnist = data.load("mnist")
+    mnist = source.load("mnist")
     parts = {
         "x_train": mnist.x_train[:4000],
         "y_train": mnist.y_train[:4000],

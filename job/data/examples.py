@@ -1,0 +1,144 @@
+"""Stored arrays -> pixels and labels: what makes numbers a labelled image.
+
+What a header claims is judged first, so that nothing which can't be a data set is ever inflated.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from job.data.arrays import StoredArray
+from job.errors import DataError
+
+MAX_SIDE_PIXELS = 1024
+MAX_CHANNELS = 4
+MAX_CLASSES = 1000
+ALIGNMENT_BYTES = 64  # where TensorFlow's own memory begins; it works in no other
+
+Images: TypeAlias = NDArray[np.uint8]
+Labels: TypeAlias = NDArray[np.int32]
+
+
+def check_claims(
+    x_train: StoredArray, y_train: StoredArray, x_test: StoredArray, y_test: StoredArray
+) -> None:
+    """Check that dtypes and shapes are those of labelled images, before anything is inflated.
+
+    Raises:
+        DataError: they aren't, or don't fit each other.
+    """
+    for images, labels in ((x_train, y_train), (x_test, y_test)):
+        _check_images(images)
+        _check_labels(labels)
+        if images.shape[0] != labels.shape[0]:
+            raise DataError(
+                f"{images} has {images.shape[0]} images but {labels} has {labels.shape[0]} labels: "
+                "give one label for each image"
+            )
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise DataError(
+            f"{x_train} has images of shape {x_train.shape[1:]} but {x_test} of "
+            f"{x_test.shape[1:]}: give both the same"
+        )
+
+
+def _check_images(array: StoredArray) -> None:
+    _check_is_numeric(array, "store pixels as uint8, from 0 to 255")
+    if len(array.shape) not in (3, 4):
+        raise DataError(
+            f"{array} has the shape {array.shape}: images need the shape (N, height, width) or "
+            "(N, height, width, channels), reshape them"
+        )
+    count, height, width, channels = (*array.shape, 1)[:4]
+    if count == 0:
+        raise DataError(f"{array} has 0 images: give at least one")
+    if not (1 <= height <= MAX_SIDE_PIXELS and 1 <= width <= MAX_SIDE_PIXELS):
+        raise DataError(
+            f"{array} has the shape {array.shape}, images of {height} x {width} pixels: each side "
+            f"must have 1 to {MAX_SIDE_PIXELS}"
+        )
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise DataError(
+            f"{array} has the shape {array.shape}, images of {channels} channels: give 1 to "
+            f"{MAX_CHANNELS}, as the last axis"
+        )
+
+
+def _check_labels(array: StoredArray) -> None:
+    _check_is_numeric(array, "store each label as the whole number of its class, from 0")
+    if len(array.shape) != 1 and array.shape[1:] != (1,):
+        raise DataError(
+            f"{array} has the shape {array.shape}: labels need the shape (N,); store one-hot rows "
+            "as class numbers with argmax"
+        )
+
+
+def _check_is_numeric(array: StoredArray, advice: str) -> None:
+    if array.dtype.kind not in "iuf":  # NumPy's letters for signed, unsigned and floating point
+        raise DataError(f"{array} has dtype {array.dtype.name}: {advice}")
+
+
+def pixels(array: StoredArray) -> Images:
+    """Return the numbers of `array` as uint8, in its shape, read-only, aligned for TensorFlow.
+
+    Raises:
+        DataError: one is no whole number from 0 to 255, or the array is damaged.
+    """
+    values = array.values()
+    result: Images = _converted(values, np.dtype(np.uint8))
+    if not array.mapped:  # that would read it into memory
+        result = _aligned(result)
+    if values.dtype != np.uint8:
+        bad = result != values
+        if bad.any():
+            index, value = first(values, bad)
+            hint = "replace or rescale it"
+            if np.isfinite(value) and value != np.trunc(value):
+                hint = "multiply images scaled to 0..1 by 255, round, and store them as uint8"
+            raise DataError(
+                f"{array.name}[{index}] in {array.uri} is {value}: pixels must be whole numbers "
+                f"from 0 to 255; {hint}"
+            )
+    result.flags.writeable = False
+    return result
+
+
+def labels(array: StoredArray) -> Labels:
+    """Return the numbers of `array` as int32, of shape (N,), read-only.
+
+    Raises:
+        DataError: one is no whole number from 0 to 999, or the array is damaged.
+    """
+    values = array.values().reshape(-1)
+    result = _converted(values, np.dtype(np.int32))
+    bad = (result != values) | (result < 0) | (result >= MAX_CLASSES)
+    if bad.any():
+        index, value = first(values, bad)
+        raise DataError(
+            f"{array.name}[{index}] in {array.uri} is {value}: labels must be whole numbers from 0 "
+            f"to {MAX_CLASSES - 1}; number the classes from 0"
+        )
+    result.flags.writeable = False
+    return result
+
+
+def _aligned(values: NDArray[np.uint8]) -> Images:
+    """Return a copy of `values` in C order that begins at a multiple of `ALIGNMENT_BYTES`."""
+    room = np.empty(values.size + ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT_BYTES
+    result: Images = room[start : start + values.size].reshape(values.shape)
+    result[...] = values
+    return result
+
+
+def _converted(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    # What does not fit comes out as some other number, so the caller compares.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return values.astype(dtype, copy=False)
+
+
+def first(values: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[str, Any]:
+    """Return the index, as text, and the value of the first number that `bad` marks."""
+    index = np.unravel_index(int(bad.argmax()), bad.shape)
+    return ", ".join(str(int(position)) for position in index), values[index]

@@ -1,0 +1,6 @@
+"""What surrounds the work of a process, whatever the work is.
+
+`runtime` prepares threads, imports and clocks; `preemption` turns signals and time limits into a
+stop that loses nothing; `progress` says what happens, to people or as JSON; `liveness` shows that
+something happens at all; `verdict` tells Kubernetes how it ended.
+"""

@@ -1,0 +1,147 @@
+"""What a run says while it works: a few lines for a person, or one JSON object a line."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+from job.process.liveness import Liveness
+
+LogFormat = Literal["auto", "text", "json"]
+
+
+class Progress:
+    """Reports events of a run, each in the one format chosen at the start.
+
+    An event has a name and fields; for a person the fields are put into a sentence, for a log
+    collector they are a JSON object with time and level. Whoever reports is alive: each event is
+    a beat as well, and between them there is `beat`.
+    """
+
+    def __init__(
+        self,
+        log_format: str = "auto",
+        stream: TextIO | None = None,
+        liveness: Liveness | None = None,
+    ) -> None:
+        """Write to `stream` (standard output); `auto` means text on a terminal, else JSON."""
+        self.beat = (liveness or Liveness()).beat
+        self._stream = stream or sys.stdout
+        self._text = log_format == "text" or (log_format == "auto" and self._stream.isatty())
+
+    def event(self, name: str, **details: Any) -> None:
+        """Report the event `name`; `details` must be JSON-serialisable."""
+        self.beat()
+        if self._text:
+            sentence = _SENTENCES[name](details)
+            if sentence:
+                write_line(self._stream, sentence)
+        else:
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            level = "warning" if name in _WARNINGS else "info"
+            fields = {"time": now, "level": level, "event": name, **details}
+            write_line(self._stream, json.dumps(fields, allow_nan=False))
+
+
+def write_line(stream: TextIO, line: str) -> None:
+    """Write `line` to `stream`, whatever the stream can show and whether or not anyone reads it."""
+    encoding = stream.encoding or "utf-8"  # which may lack signs that a path has
+    line = line.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(line, file=stream, flush=True)
+    except BrokenPipeError:  # nobody reads any more, which is no reason to stop a run
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _loaded(details: Mapping[str, Any]) -> str:
+    shape = " x ".join(map(str, details["image_shape"]))
+    return (
+        f"data       {details['uri']}: {details['train_examples']:,} training and "
+        f"{details['test_examples']:,} test images, {shape} pixels, {details['classes']} classes"
+    )
+
+
+def _started(details: Mapping[str, Any]) -> str:
+    attempt = f", attempt {details['attempt']}" if details["attempt"] > 1 else ""
+    return f"run        {details['run']}{attempt}"
+
+
+def _device_chosen(details: Mapping[str, Any]) -> str:
+    return f"device     {', '.join(details['devices'])} ({details['cores']} cores)"
+
+
+def _compiled(details: Mapping[str, Any]) -> str:
+    return (
+        f"model      {details['model']}, {details['parameters']:,} parameters, "
+        f"compiled in {details['seconds']:.1f} s"
+    )
+
+
+def _epoch(details: Mapping[str, Any]) -> str:
+    return (
+        f"epoch {details['epoch']:>{len(str(details['epochs']))}}/{details['epochs']}"
+        f"   loss {details['loss']:.4f}   accuracy {details['accuracy']:.4f}"
+        f"   {details['images_per_second']:>9,.0f} images/s"
+    )
+
+
+def _resumed(details: Mapping[str, Any]) -> str:
+    return f"resumed    after step {details['step']:,}, with {details['cores']} threads as before"
+
+
+def _retry(details: Mapping[str, Any]) -> str:
+    return (
+        f"warning    {details['request']}: {details['reason']}; try {details['attempt']} of "
+        f"{details['attempts']} in {details['wait_seconds']:.1f} s"
+    )
+
+
+def _complete(details: Mapping[str, Any]) -> str:
+    low, high = details["accuracy_interval_95"]
+    lines = [
+        "",
+        (
+            f"accuracy   {details['accuracy']:.4f} on {details['examples']:,} test images "
+            f"(95 % interval {low:.4f} to {high:.4f})"
+        ),
+        (
+            f"time       {details['total_seconds']:.1f} s, {details['train_seconds']:.1f} s of "
+            "them in the training loop"
+        ),
+        f"files      {details['run']}/",
+        *(f"             {path}" for path in details["files"]),
+    ]
+    return "\n".join(lines)
+
+
+def _already_complete(details: Mapping[str, Any]) -> str:
+    return (
+        f"run        {details['run']} is complete already; nothing was done\n{_complete(details)}"
+    )
+
+
+_WARNINGS = (
+    *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
+    *("storage_retry", "cache_skipped"),
+)
+_SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "data_loaded": _loaded,
+    "attempt_started": _started,
+    "device_chosen": _device_chosen,
+    "compiled": _compiled,
+    "epoch": _epoch,
+    "resumed": _resumed,
+    "checkpoint_saved": lambda _: "",  # no news to a person
+    "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
+    "checkpoint_kept": lambda details: f"warning    an old checkpoint stays: {details['reason']}",
+    "checkpoint_failed": lambda details: f"warning    no checkpoint: {details['reason']}",
+    "worker_done": lambda details: (
+        f"worker {details['worker']} is done, and the chief has published"
+    ),
+    "storage_retry": _retry,
+    "cache_skipped": lambda details: f"warning    no cache: {details['reason']}",
+    "complete": _complete,
+    "already_complete": _already_complete,
+}

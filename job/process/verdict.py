@@ -1,0 +1,112 @@
+"""How a process ended, in one small JSON object for whoever started it.
+
+Kubernetes keeps what a container leaves in its termination log and shows it in the pod's status, so
+that the end of a run can be read without its logs.
+
+    {"status": "complete", "code": 0, "run": "/runs/mlp-1", "accuracy": 0.98, ...}
+    {"status": "failed", "code": 64, "error": "--epochs must be ...", "seconds": 0.4}
+
+Status is `complete`, `stopped` (the same command goes on), `retry` (it may succeed later) or
+`failed`.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from job.errors import StoppedError, TemporaryError, UsageError
+from job.process import runtime
+
+OPTION = "--termination-log"
+VARIABLE = "MNIST_JOB_TERMINATION_LOG"
+KUBERNETES_LOG = "/dev/termination-log"  # where a container's log lies unless its pod says other
+MAX_BYTES = 4096  # Kubernetes keeps no more
+_STOPPED = (StoppedError.exit_code, 130)
+
+
+def place(
+    words: Sequence[str], environment: Mapping[str, str], default: str = KUBERNETES_LOG
+) -> str | None:
+    """Return the path that a verdict goes to, or None for nowhere.
+
+    The command line is read here without its parser: a verdict is also due when the parser refuses
+    what it was given.
+
+    Args:
+        words: arguments of the program.
+        environment: variables of the process; an empty one counts as unset.
+        default: taken if nothing is named and it is there to be written.
+    """
+    named = None
+    for index, word in enumerate(words):
+        if word == OPTION:
+            named = next(iter(words[index + 1 :]), None)
+        elif word.startswith(f"{OPTION}="):
+            named = word.partition("=")[2]
+    if named := named or environment.get(VARIABLE):
+        return named
+    return default if Path(default).is_file() and os.access(default, os.W_OK) else None
+
+
+def check(path: str | None) -> None:
+    """Find out at the door whether a verdict could be written to `path`.
+
+    Raises:
+        UsageError: it could not.
+    """
+    if path is None:
+        return
+    target = Path(path)
+    written = target if target.exists() else target.parent
+    if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
+        raise UsageError(
+            f"{OPTION} {path!r} cannot be written: name a file in a folder that is there and "
+            "writable"
+        )
+
+
+def success(run_uri: str, document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the verdict on a run with the metrics `document`, None where only the chief has it."""
+    names = ("accuracy", "accuracy_interval_95", "examples")
+    scores = {} if document is None else {name: document["test"][name] for name in names}
+    return {"status": "complete", "code": 0, "run": run_uri, **scores, **_spent()}
+
+
+def failure(message: str, code: int) -> dict[str, Any]:
+    """Return the verdict on a process that ends with the exit code `code` and this error line."""
+    status = "retry" if code == TemporaryError.exit_code else "failed"
+    status = "stopped" if code in _STOPPED else status
+    return {"status": status, "code": code, "error": message, **_spent()}
+
+
+def write(path: str | None, verdict: dict[str, Any]) -> str | None:
+    """Write `verdict` to the file `path`, in at most 4 KB; return why that failed, if it did.
+
+    A process that is about to end has nobody to raise to, and its exit code says more than this.
+    """
+    if path is None:
+        return None
+    try:
+        Path(path).write_bytes(to_json(verdict))
+    except (OSError, ValueError) as error:
+        return f"{OPTION} {path} could not be written: {error}"
+    return None
+
+
+def to_json(verdict: dict[str, Any]) -> bytes:
+    """Return `verdict` as one line of JSON; texts too long for 4 KB lose their ends."""
+    limit = MAX_BYTES
+    while len(line := json.dumps(verdict, allow_nan=False).encode() + b"\n") > MAX_BYTES:
+        limit //= 2
+        verdict = {
+            name: f"{value[:limit]}..." if isinstance(value, str) and len(value) > limit else value
+            for name, value in verdict.items()
+        }
+    return line
+
+
+def _spent() -> dict[str, float]:
+    """Return the seconds since the process started."""
+    return {"seconds": round(runtime.usage().wall_seconds, 3)}

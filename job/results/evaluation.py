@@ -1,0 +1,136 @@
+"""Model + labelled images -> scores. Every example counts, the last partial batch too."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from job.training.model import PIXEL_SCALE
+
+BATCH = 1_000  # bounds the float copy of the pixels to a few MiB
+CALIBRATION_BINS = 15  # as in Guo et al., "On calibration of modern neural networks", 2017
+Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How one class fared. A figure without examples to stand on is None."""
+
+    label: int
+    precision: float | None
+    """Of the examples predicted to be of the class, the share that are."""
+    recall: float | None
+    """Of the examples of the class, the share predicted to be."""
+    f1: float | None
+    support: int
+    """Examples of the class."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How a model did on a labelled set."""
+
+    examples: int
+    correct: int
+    accuracy: float
+    accuracy_interval_95: tuple[float, float]
+    """Wilson's score interval."""
+    loss: float
+    """Mean cross-entropy in nats, against the true labels, not smoothed ones."""
+    expected_calibration_error: float
+    """Mean gap between confidence and accuracy over 15 equally wide bins of confidence."""
+    per_class: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    """Examples by true class (row) and predicted class (column)."""
+
+
+def evaluate(
+    model: keras.Model, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]
+) -> Scores:
+    """Score `model` on all of `images`.
+
+    Args:
+        model: logits model.
+        images: uint8, shape (examples, *image_shape); at least one.
+        labels: int32, shape (examples,), each below the model's number of classes.
+    """
+    logits = predict_logits(model, images)
+    classes = logits.shape[1]
+    log_probabilities = log_softmax(logits)
+    predicted = logits.argmax(axis=1)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2)
+    confusion = confusion.reshape(classes, classes)
+    correct = int(np.trace(confusion))
+    return Scores(
+        examples=len(labels),
+        correct=correct,
+        accuracy=correct / len(labels),
+        accuracy_interval_95=wilson_interval(correct, len(labels)),
+        loss=float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        expected_calibration_error=expected_calibration_error(
+            np.exp(log_probabilities.max(axis=1)), predicted == labels
+        ),
+        per_class=tuple(_class_scores(confusion, label) for label in range(classes)),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+    )
+
+
+def predict_logits(model: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Return the logits of `images` (uint8, (examples, *image_shape)): (examples, classes)."""
+
+    @tf.function(
+        autograph=False, input_signature=[tf.TensorSpec((None, *images.shape[1:]), "uint8")]
+    )
+    def forward(batch: tf.Tensor) -> tf.Tensor:
+        return model(tf.cast(batch, tf.float32) * PIXEL_SCALE, training=False)
+
+    batches = [forward(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    return np.concatenate(batches).astype(np.float64)
+
+
+def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the logarithms of the probabilities, row by row, without overflow."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion (Wilson, 1927, JASA 22, p. 209).
+
+    Unlike the textbook interval it stays inside 0..1 and is right near the ends, where a good
+    classifier lives.
+    """
+    rate, z2 = successes / trials, Z_95**2
+    centre = rate + z2 / (2 * trials)
+    margin = Z_95 * ((rate * (1 - rate) + z2 / (4 * trials)) / trials) ** 0.5
+    low, high = ((centre - margin) / (1 + z2 / trials), (centre + margin) / (1 + z2 / trials))
+    return max(0.0, low), min(1.0, high)
+
+
+def expected_calibration_error(
+    confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_]
+) -> float:
+    """Return the gap between confidence and accuracy, averaged over bins by their examples.
+
+    Args:
+        confidence: probability given to the predicted class, shape (examples,).
+        correct: whether the prediction was right, shape (examples,).
+    """
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=confidence - correct, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _class_scores(confusion: npt.NDArray[np.int64], label: int) -> ClassScores:
+    hits = int(confusion[label, label])
+    support, predicted = int(confusion[label].sum()), int(confusion[:, label].sum())
+    return ClassScores(
+        label=label,
+        precision=hits / predicted if predicted else None,
+        recall=hits / support if support else None,
+        f1=2 * hits / (support + predicted) if support + predicted else None,
+        support=support,
+    )

@@ -1,0 +1,231 @@
+"""Optimizer steps as one compiled program that lies on the devices with the data.
+
+A call takes the order of examples of an epoch and its learning rates, and gathers, scales,
+augments, differentiates and updates in one loop: Python is not in it, which for a small net is
+most of the time that Keras' `fit` takes. On one device XLA may compile all of it. Of several
+replicas each takes its share of every batch, XLA may compile what each does alone, and one
+all-reduce a step adds up their gradients.
+"""
+
+import math
+import sys
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from job.config import RunConfig
+from job.data.source import Dataset
+from job.errors import DataError
+from job.training.augmentation import TRANSFORMS
+from job.training.feed import Feed
+from job.training.model import PIXEL_SCALE, xla_on_cpu
+
+
+class _Adam(keras.optimizers.Adam):  # type: ignore[misc]  # Keras has no types
+    """Adam that is given gradients which are summed over all replicas already."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        return list(grads_and_vars)
+
+
+class Loop:
+    """A model, its optimizer, and the compiled steps that train it in place.
+
+    The optimizer is Adam (Kingma and Ba, 2015) with decoupled weight decay (Loshchilov and Hutter,
+    2019).
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        dataset: Dataset,
+        config: RunConfig,
+        strategy: tf.distribute.Strategy,
+    ) -> None:
+        """Put the training data on the device of `strategy`, in whose scope `model` was made."""
+        self._model = model
+        self._strategy = strategy
+        self._replicas = strategy.num_replicas_in_sync
+        self._batch_size = config.batch_size
+        self._share = math.ceil(config.batch_size / self._replicas)
+        self._classes = dataset.classes
+        self._seed = config.seed
+        self._label_smoothing = config.label_smoothing
+        self._transform = TRANSFORMS[config.augment]
+        with strategy.scope():
+            self._optimizer = _Adam(weight_decay=config.weight_decay or None, name="adam")
+            self._optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
+            self._optimizer.build(model.trainable_variables)
+        self._feed = Feed(strategy, dataset, self._share)
+        on_cpu = "CPU" in strategy.extended.worker_devices[0].upper()
+        xla = xla_on_cpu(config.model) or not on_cpu
+        alone = self._replicas == 1  # XLA knows no exchange between replicas
+        self._program = tf.function(self._steps, jit_compile=xla and alone, autograph=False)
+        self._gradients = (
+            tf.function(self._differentiate, jit_compile=True, autograph=False)
+            if xla and not alone
+            else self._differentiate
+        )
+        self.begin_epoch()
+
+    @property
+    def most_steps(self) -> int:
+        """How many steps can be done at once."""
+        return self._feed.most_steps or sys.maxsize
+
+    def begin_epoch(self) -> None:
+        """Set the sums of loss and hits to zero."""
+        self._loss_sum, self._hits = np.float32(0), np.int32(0)
+
+    def run(
+        self,
+        order: npt.NDArray[np.int32],
+        rates: npt.NDArray[np.float32],
+        epoch_start: int,
+        first: int,
+        count: int,
+    ) -> None:
+        """Do `count` steps of an epoch, from its step `first` on. No step only compiles.
+
+        Args:
+            order: examples of each step of the epoch, shape (steps, batch).
+            rates: learning rate of each step of the epoch, shape (steps,).
+            epoch_start: optimizer steps done before this epoch.
+            first: steps of this epoch done before.
+            count: steps to do, at most `most_steps`; neither this nor the two before cause
+                another compilation.
+        """
+        # Where the replicas don't divide the batch, some examples fill it up, and don't count.
+        order = np.pad(order, [(0, 0), (0, self._share * self._replicas - order.shape[1])], "wrap")
+        *given, before = self._feed.steps(order, rates, first, count)
+        sums = tf.constant(self._loss_sum), tf.constant(self._hits)
+        # Arguments, not closures: captured constants would be embedded in the program.
+        loss_sum, hits = self._program(*given, before + epoch_start, *sums)
+        # Carried as they are, so that a sum has the same bits wherever the chunks end.
+        self._loss_sum, self._hits = loss_sum.numpy(), hits.numpy()
+
+    def means(self, steps: int) -> tuple[float, float]:
+        """Return loss and accuracy over the epoch, of which `steps` steps are done."""
+        return float(self._loss_sum) / steps, int(self._hits) / (steps * self._batch_size)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Return a copy of every variable and sum, by name."""
+        variables = {name: variable.numpy() for name, variable in self._variables().items()}
+        return variables | {
+            "epoch/loss_sum": np.array(self._loss_sum),
+            "epoch/hits": np.array(self._hits),
+        }
+
+    def assign(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
+        """Put back what `arrays` returned.
+
+        Raises:
+            DataError: the names or shapes are not this model's.
+        """
+        variables = self._variables()
+        mine = {name: tuple(variable.shape) for name, variable in variables.items()}
+        theirs = {name: array.shape for name, array in arrays.items() if "epoch/" not in name}
+        if mine != theirs:
+            differing = sorted(name for name, _ in mine.items() ^ theirs.items())
+            raise DataError(
+                f"the checkpoint does not fit the model: {', '.join(differing[:4])} differ; it was "
+                "written by another version of this job, choose another --run-id"
+            )
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        self._loss_sum = np.float32(arrays["epoch/loss_sum"])
+        self._hits = np.int32(arrays["epoch/hits"])
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        # By place and not by path: Keras numbers the seed generators of a whole process.
+        return {
+            f"{part}/{index:03}/{variable.name}": variable
+            for part, owner in (("model", self._model), ("optimizer", self._optimizer))
+            for index, variable in enumerate(owner.variables)
+        }
+
+    def _steps(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: tf.Tensor,
+        rates: tf.Tensor,
+        first: tf.Tensor,
+        end: tf.Tensor,
+        before: tf.Tensor,
+        loss_sum: tf.Tensor,
+        hits: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(i: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            self._optimizer.learning_rate.assign(tf.reshape(tf.slice(rates, [i], [1]), []))
+            arguments = images, labels, order, i, before + i
+            # The same on every replica, so that of the first will do.
+            loss, step_hits = (
+                self._strategy.experimental_local_results(result)[0]
+                for result in self._strategy.run(self._step, arguments)
+            )
+            return i + 1, loss_sum + loss, hits + step_hits
+
+        _, loss_sum, hits = tf.while_loop(
+            lambda i, *_: i < end, body, (first, loss_sum, hits), parallel_iterations=1
+        )
+        return loss_sum, hits
+
+    def _step(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: tf.Tensor,
+        i: tf.Tensor,
+        number: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Do a replica's part of optimizer step `number`; return the step's mean loss and hits."""
+        replica = tf.distribute.get_replica_context()
+        start = replica.replica_id_in_sync_group * self._share
+        # Slices of static size: with traced bounds XLA would copy the whole order each step.
+        batch = tf.reshape(tf.slice(order, [i, start], [1, self._share]), [self._share])
+        loss, hits, *gradients = self._gradients(
+            tf.gather(images, batch), tf.gather(labels, batch), start, number
+        )
+        if self._replicas > 1:
+            parts = [loss, tf.cast(hits, tf.float32), *gradients]
+            flat = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+            total = replica.all_reduce(tf.distribute.ReduceOp.SUM, flat)
+            pieces = tf.split(total, [part.shape.num_elements() for part in parts])
+            loss, float_hits, *gradients = (
+                tf.reshape(piece, part.shape) for piece, part in zip(pieces, parts, strict=True)
+            )
+            hits = tf.cast(float_hits, tf.int32)
+        self._optimizer.apply(gradients, self._model.trainable_variables)
+        return loss, hits
+
+    def _differentiate(
+        self, images: tf.Tensor, labels: tf.Tensor, start: tf.Tensor, number: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
+        """Return what a replica's share of a batch adds to the mean loss, its hits and gradients.
+
+        Args:
+            images: uint8, shape (share, *image_shape).
+            labels: int32, shape (share,).
+            start: place in the batch of the first of them.
+            number: optimizer steps done before.
+        """
+        seed = tf.stack([self._seed, number])
+        images = self._transform(images, seed, start, self._batch_size)
+        pixels = tf.cast(images, tf.float32) * PIXEL_SCALE
+        off = self._label_smoothing / self._classes
+        on = 1 - self._label_smoothing + off
+        targets = tf.one_hot(labels, self._classes, on_value=on, off_value=off)
+        counts = start + tf.range(self._share) < self._batch_size
+        with tf.GradientTape() as tape:
+            logits = self._model(pixels, training=True)
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            if self._share * self._replicas > self._batch_size:
+                losses = tf.where(counts, losses, 0)
+            loss = tf.reduce_sum(losses) / self._batch_size
+        gradients = tape.gradient(loss, self._model.trainable_variables)
+        right = (tf.argmax(logits, axis=1, output_type=tf.int32) == labels) & counts
+        return loss, tf.reduce_sum(tf.cast(right, tf.int32)), *gradients

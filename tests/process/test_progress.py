@@ -1,0 +1,283 @@
+"""What a run says: sentences for a person, one JSON object a line for everyone else."""
+
+import ast
+import io
+import json
+import math
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import job
+from job.process.liveness import Liveness
+from job.process.progress import _SENTENCES, Progress
+
+COMPLETE = {
+    "run": "runs/r1",
+    "accuracy": 0.98765,
+    "accuracy_interval_95": [0.98531, 0.98962],
+    "examples": 10_000,
+    "total_seconds": 12.345,
+    "train_seconds": 6.78,
+    "images_per_second": 1e5,
+    "files": ["model_weights.h5", "model.keras", "metrics.json"],
+}
+COMPLETE_TEXT = """
+accuracy   0.9877 on 10,000 test images (95 % interval 0.9853 to 0.9896)
+time       12.3 s, 6.8 s of them in the training loop
+files      runs/r1/
+             model_weights.h5
+             model.keras
+             metrics.json"""
+EPOCH = {
+    "epoch": 3,
+    "epochs": 10,
+    "loss": 0.25,
+    "accuracy": 0.9512,
+    "learning_rate": 0.001,
+    "seconds": 0.6,
+    "images_per_second": 99_999.6,
+}
+LOADED = {
+    "uri": "mnist",
+    "fingerprint": "ab" * 32,
+    "train_examples": 60_000,
+    "test_examples": 10_000,
+    "image_shape": [28, 28],
+    "classes": 10,
+}
+
+EVENTS: list[tuple[str, dict[str, Any], str]] = [
+    (
+        "data_loaded",
+        LOADED,
+        "data       mnist: 60,000 training and 10,000 test images, 28 x 28 pixels, 10 classes",
+    ),
+    (
+        "data_loaded",
+        LOADED | {"uri": "a.npz", "image_shape": [32, 32, 3], "classes": 2},
+        "data       a.npz: 60,000 training and 10,000 test images, 32 x 32 x 3 pixels, 2 classes",
+    ),
+    ("attempt_started", {"run": "runs/r1", "attempt": 1}, "run        runs/r1"),
+    ("attempt_started", {"run": "runs/r1", "attempt": 2}, "run        runs/r1, attempt 2"),
+    ("device_chosen", {"devices": ["CPU"], "cores": 2}, "device     CPU (2 cores)"),
+    ("device_chosen", {"devices": ["a", "b"], "cores": 64}, "device     a, b (64 cores)"),
+    (
+        "compiled",
+        {"model": "mlp", "parameters": 109_386, "seconds": 1.26},
+        "model      mlp, 109,386 parameters, compiled in 1.3 s",
+    ),
+    ("epoch", EPOCH, "epoch  3/10   loss 0.2500   accuracy 0.9512     100,000 images/s"),
+    (
+        "epoch",
+        EPOCH | {"epoch": 1, "epochs": 1, "images_per_second": 7},
+        "epoch 1/1   loss 0.2500   accuracy 0.9512           7 images/s",
+    ),
+    (
+        "resumed",
+        {"step": 9_375, "cores": 2},
+        "resumed    after step 9,375, with 2 threads as before",
+    ),
+    ("worker_done", {"worker": 2}, "worker 2 is done, and the chief has published"),
+    (
+        "checkpoint_failed",
+        {"step": 1, "reason": "no space left on device"},
+        "warning    no checkpoint: no space left on device",
+    ),
+    (
+        "checkpoint_passed_by",
+        {"uri": "runs/r1/checkpoints/x", "reason": "x is damaged"},
+        "warning    x is damaged; going further back",
+    ),
+    (
+        "checkpoint_kept",
+        {"uri": "s3://bucket/r1/checkpoints/x", "reason": "removing x failed"},
+        "warning    an old checkpoint stays: removing x failed",
+    ),
+    (
+        "storage_retry",
+        {
+            "request": "PUT s3://bucket/key",
+            "reason": "503 SlowDown",
+            "attempt": 2,
+            "attempts": 4,
+            "wait_seconds": 0.62,
+        },
+        "warning    PUT s3://bucket/key: 503 SlowDown; try 2 of 4 in 0.6 s",
+    ),
+    (
+        "cache_skipped",
+        {"reason": "/cache is short of room"},
+        "warning    no cache: /cache is short of room",
+    ),
+    ("complete", COMPLETE, COMPLETE_TEXT),
+    (
+        "already_complete",
+        COMPLETE,
+        f"run        runs/r1 is complete already; nothing was done\n{COMPLETE_TEXT}",
+    ),
+]
+
+
+NO_NEWS: list[tuple[str, dict[str, Any]]] = [
+    ("checkpoint_saved", {"step": 1, "uri": "runs/r1/checkpoints/x"}),
+]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def told(log_format: str, name: str, details: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    Progress(log_format, stream).event(name, **details)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("name", "details", "text"), EVENTS)
+def test_a_person_reads_a_sentence(name: str, details: dict[str, Any], text: str) -> None:
+    assert told("text", name, details) == text + "\n"
+
+
+@pytest.mark.parametrize(("name", "details"), NO_NEWS)
+def test_a_person_is_spared_what_is_no_news(name: str, details: dict[str, Any]) -> None:
+    assert told("text", name, details) == ""
+    assert json.loads(told("json", name, details))["event"] == name
+
+
+@pytest.mark.parametrize(("name", "details", "text"), EVENTS)
+def test_a_collector_reads_one_json_object_a_line(
+    name: str, details: dict[str, Any], text: str
+) -> None:
+    before = datetime.now(UTC) - timedelta(milliseconds=1)  # which the time is cut to
+    line = told("json", name, details)
+    assert text not in line
+    assert line.endswith("\n")
+    assert len(line.splitlines()) == 1
+    document = json.loads(line)
+    moment = datetime.fromisoformat(document.pop("time"))
+    assert before <= moment <= datetime.now(UTC)
+    assert moment.utcoffset() == timedelta(0)
+    level = "warning" if text.startswith("warning") else "info"
+    assert document == {"level": level, "event": name, **details}
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_each_event_is_a_sign_of_life(tmp_path: Path, log_format: str) -> None:
+    file = tmp_path / "alive"
+    progress = Progress(log_format, io.StringIO(), Liveness(str(file)))
+    for show in (progress.beat, lambda: progress.event("checkpoint_saved", step=1, uri="x")):
+        os.utime(file, (0, 0))
+        show()
+        assert file.stat().st_mtime > 0
+
+
+def test_lines_come_in_the_order_of_events() -> None:
+    stream = io.StringIO()
+    progress = Progress("json", stream)
+    for name, details, _ in EVENTS:
+        progress.event(name, **details)
+    names = [json.loads(line)["event"] for line in stream.getvalue().splitlines()]
+    assert names == [name for name, _, _ in EVENTS]
+
+
+@pytest.mark.parametrize(
+    "text", ["two\nlines", "a\u2028b", "é", '"', "\\", "\x1b[31m", "\0", "\udcff"], ids=ascii
+)
+def test_odd_text_keeps_a_json_line_one_line_of_ascii(text: str) -> None:
+    line = told("json", "attempt_started", {"run": text, "attempt": 1})
+    assert line.isascii()
+    assert len(line.splitlines()) == 1
+    assert json.loads(line)["run"] == text
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_lacks_is_not_written_as_if_it_were_json(number: float) -> None:
+    """As for `publishing.to_json`: Python would write NaN, which collectors refuse."""
+    with pytest.raises(ValueError, match="JSON"):
+        told("json", "epoch", EPOCH | {"loss": number})
+
+
+@pytest.mark.parametrize(
+    ("encoding", "uri"),
+    [("ascii", "/data/é.npz"), ("latin-1", "/data/日本.npz"), ("utf-8", "/data/\udcff.npz")],
+)
+def test_a_name_that_the_terminal_cannot_show_does_not_stop_the_run(
+    encoding: str, uri: str
+) -> None:
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding=encoding)
+    Progress("text", stream).event("data_loaded", **(LOADED | {"uri": uri}))
+    assert written.getvalue().startswith(b"data       /data/")
+    assert b"60,000 training" in written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("log_format", "stream", "is_text"),
+    [
+        ("auto", Terminal(), True),
+        ("auto", io.StringIO(), False),
+        ("text", Terminal(), True),
+        ("text", io.StringIO(), True),
+        ("json", Terminal(), False),
+        ("json", io.StringIO(), False),
+    ],
+)
+def test_auto_means_text_on_a_terminal_only(
+    log_format: str, stream: io.StringIO, is_text: bool
+) -> None:
+    Progress(log_format, stream).event("attempt_started", run="r", attempt=1)
+    assert stream.getvalue().startswith("run " if is_text else "{")
+
+
+def test_auto_on_standard_output_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    Progress().event("attempt_started", run="r", attempt=1)
+    assert json.loads(capsys.readouterr().out)["run"] == "r"
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_every_event_is_flushed_at_once(log_format: str) -> None:
+    """A killed process must not take its last words with it."""
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(io.BufferedWriter(_Raw(written)), encoding="utf-8")
+    Progress(log_format, stream).event("attempt_started", run="r1", attempt=1)
+    assert b"r1" in written.getvalue()
+
+
+class _Raw(io.RawIOBase):
+    def __init__(self, target: io.BytesIO) -> None:
+        self._target = target
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._target.write(bytes(data))
+
+
+def test_an_event_without_a_sentence_is_a_bug_in_text() -> None:
+    with pytest.raises(KeyError, match="tea_time"):
+        told("text", "tea_time", {})
+    assert json.loads(told("json", "tea_time", {"cups": 2}))["cups"] == 2
+
+
+def events_in_the_code() -> Iterator[str]:
+    for path in Path(job.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in {"event", "notify", "_notify"}  # storage is handed the first
+            ):
+                assert isinstance(node.args[0], ast.Constant), f"{path.name}:{node.lineno}"
+                yield node.args[0].value
+
+
+def test_every_event_of_the_job_has_a_sentence_and_a_test() -> None:
+    assert set(events_in_the_code()) == set(_SENTENCES)
+    assert set(_SENTENCES) == {name for name, *_ in [*EVENTS, *NO_NEWS]}

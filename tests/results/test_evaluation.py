@@ -1,0 +1,97 @@
+"""Scores against values worked out by hand, or by their definition."""
+
+import keras
+import numpy as np
+import pytest
+
+from job.results import evaluation
+
+
+class Parrot:
+    """Stands in for a model: its logits are the pixels of the image's first row."""
+
+    def __call__(self, pixels, *, training):
+        assert not training
+        return pixels[:, 0, :]
+
+
+def scores(pixels, labels):
+    images = np.array(pixels, np.uint8)[:, None, :]
+    return evaluation.evaluate(Parrot(), images, np.array(labels, np.int32))
+
+
+def test_scores_of_four_images_by_hand():
+    # Logits are pixels / 255: predictions are 0, 1, 1, 2 for the labels 0, 1, 2, 2.
+    result = scores([[255, 0, 0], [0, 255, 0], [0, 255, 0], [0, 0, 255]], [0, 1, 2, 2])
+    right, wrong = np.e / (np.e + 2), 1 / (np.e + 2)
+    assert (result.examples, result.correct, result.accuracy) == (4, 3, 0.75)
+    assert result.loss == pytest.approx(-(3 * np.log(right) + np.log(wrong)) / 4)
+    assert result.confusion == ((1, 0, 0), (0, 1, 0), (0, 1, 1))
+    assert result.expected_calibration_error == pytest.approx(0.75 - right)
+    assert [(c.precision, c.recall, c.support) for c in result.per_class] == [
+        (1, 1, 1),
+        (0.5, 1, 1),
+        (1, 0.5, 2),
+    ]
+    assert [c.f1 for c in result.per_class] == pytest.approx([1, 2 / 3, 2 / 3])
+
+
+def test_figure_without_examples_is_none_not_zero():
+    result = scores([[255, 0, 0], [255, 0, 0]], [0, 1])
+    nobody = result.per_class[2]
+    assert (nobody.precision, nobody.recall, nobody.f1, nobody.support) == (None, None, None, 0)
+    assert result.per_class[1].precision is None  # never predicted, though it occurs
+    assert result.per_class[1].recall == 0
+
+
+@pytest.mark.parametrize("examples", [1, 999, 1000, 1001, 2500])
+def test_every_example_is_scored_in_its_place(examples):
+    labels = np.random.default_rng(examples).integers(0, 5, examples)
+    pixels = np.eye(5, dtype=np.uint8)[labels] * 255
+    assert scores(pixels, labels).correct == examples
+    logits = evaluation.predict_logits(Parrot(), pixels[:, None, :])
+    assert np.array_equal(logits.argmax(axis=1), labels)
+
+
+def test_agrees_with_keras(mnist):
+    keras.utils.set_random_seed(0)
+    net = keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    mine = evaluation.evaluate(net, mnist.x_test[:1500], mnist.y_test[:1500])
+    net.compile(
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
+    )
+    loss, accuracy = net.evaluate(mnist.x_test[:1500] / 255, mnist.y_test[:1500], verbose=0)
+    assert (mine.loss, mine.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (9815, 10_000, 0.978669, 0.983962),  # by solving (p - x)^2 = z^2 x (1 - x) / n for x
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (1, 2, 0.094531, 0.905469),
+    ],
+)
+def test_wilson_interval(successes, trials, low, high):
+    assert evaluation.wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(3, 7), (99, 100), (0, 5), (50, 50)])
+def test_wilson_interval_solves_its_equation(successes, trials):
+    rate = successes / trials
+    for end in evaluation.wilson_interval(successes, trials):
+        left = (rate - end) ** 2
+        assert left == pytest.approx(evaluation.Z_95**2 * end * (1 - end) / trials, abs=1e-12)
+
+
+def test_calibration_error_bin_by_bin():
+    confidence = np.array([0.05, 0.05, 0.5, 0.5, 1.0])
+    correct = np.array([True, False, True, True, True])
+    # Bins by hand: |0.10 - 1| + |1.0 - 2| + |1 - 1|, over five examples.
+    assert evaluation.expected_calibration_error(confidence, correct) == pytest.approx(1.9 / 5)
+
+
+def test_huge_logits_do_not_overflow():
+    rows = evaluation.log_softmax(np.array([[1e4, 0.0], [-1e4, -1e4]]))
+    assert np.allclose(rows, [[0, -1e4], [np.log(0.5), np.log(0.5)]])

@@ -1,0 +1,246 @@
+"""Credentials: found the usual way, never made up, never shown, and their lack is exit code 77."""
+
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+import faults
+import fsspec.config
+import pytest
+import servers
+
+from job import storage
+from job.errors import ClusterError, CredentialsError, JobError, TemporaryError
+
+SECRET = "hunter2hunter2hunter2"
+
+
+@pytest.fixture
+def google(stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Lead this process to the emulator as if it were Google itself; return a place there."""
+    with faults.proxy("gs", stores["gs"].url) as proxy:
+        monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
+        yield f"gs://{servers.BUCKET}/{time.monotonic_ns()}"
+
+
+def wrong(uri: str) -> JobError:
+    with pytest.raises(JobError) as caught:
+        storage.create(uri, b"x")
+    assert SECRET not in str(caught.value)
+    return caught.value
+
+
+def test_no_credentials_for_s3(stores: dict[str, servers.Server], monkeypatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
+    error = wrong(f"{stores['s3'].root}/object")
+    assert type(error) is CredentialsError
+    assert "AWS_ACCESS_KEY_ID" in str(error)
+    assert "--anonymous" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("AWS_ACCESS_KEY_ID", "somebody-else"), ("AWS_SECRET_ACCESS_KEY", SECRET)],
+)
+def test_wrong_credentials_for_s3(
+    stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    for each, right in stores["s3"].environment().items():
+        monkeypatch.setenv(each, right)
+    monkeypatch.setenv(name, value)
+    assert type(wrong(f"{stores['s3'].root}/object")) is CredentialsError
+
+
+def test_a_profile_that_is_not_there(
+    stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    assert type(wrong(f"{stores['s3'].root}/object")) is CredentialsError
+
+
+def test_credentials_of_a_profile_are_found(
+    stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = f"aws_access_key_id = {servers.KEY_ID}\naws_secret_access_key = {servers.SECRET_KEY}\n"
+    (tmp_path / "credentials").write_text(f"[trainer]\n{keys}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "trainer")
+    storage.create(f"{stores['s3'].root}/{time.monotonic_ns()}", b"x")
+
+
+def test_anonymous_is_asked_for_and_looks_for_nothing(
+    stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store here allows nothing to nobody: that it says so shows that it was asked."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
+    storage.configure(storage.Settings(anonymous=True))
+    assert "403" in str(wrong(f"{stores['s3'].root}/object"))
+
+
+@pytest.mark.parametrize("url", ["nowhere", "http://", f"http://user:{SECRET}@"])
+def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    storage.configure(storage.Settings(timeout_seconds=1))
+    assert type(wrong("s3://bucket/key")) in {ClusterError, TemporaryError}
+
+
+def test_the_configuration_of_fsspec_has_no_say(
+    stores: dict[str, servers.Server], google: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The README names all places where credentials are looked for."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
+    keys = {"key": servers.KEY_ID, "secret": servers.SECRET_KEY}
+    elsewhere = {"endpoint_url": "http://127.0.0.1:9"}
+    for name, options in {"s3": keys, "s3a": keys, "gs": elsewhere, "gcs": elsewhere}.items():
+        monkeypatch.setitem(fsspec.config.conf, name, options)
+    assert type(wrong(f"{stores['s3'].root}/object")) is CredentialsError
+    storage.configure(storage.Settings(anonymous=True))
+    storage.create(f"{google}/object", b"x")
+
+
+def test_no_credentials_for_google(google: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        error = wrong(f"{google}/object")
+    assert type(error) is CredentialsError
+    assert "GOOGLE_APPLICATION_CREDENTIALS" in str(error)
+    assert caplog.records == []
+
+
+def test_anonymous_for_google(google: str) -> None:
+    storage.configure(storage.Settings(anonymous=True))
+    storage.create(f"{google}/object", b"x")
+    assert storage.read(f"{google}/object", 1) == b"x"
+
+
+@pytest.mark.parametrize("content", ["", "no json", "{}", '{"type": "service_account"}', "[1]"])
+def test_a_file_that_holds_no_credentials(
+    google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    (tmp_path / "key.json").write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    assert type(wrong(f"{google}/object")) is CredentialsError
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "nothing.json"))
+    assert type(wrong(f"{google}/object")) is CredentialsError
+
+
+class Tokens:
+    """A server of tokens that says what it is told to, or nothing."""
+
+    def __init__(self, answer: bytes | None) -> None:
+        self.asked = 0
+        self._answer = answer
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}/token"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        open_ones = []
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                for connection in open_ones:
+                    connection.close()
+                return
+            self.asked += 1
+            if self._answer is None:
+                open_ones.append(connection)
+                continue
+            with connection:
+                connection.recv(65536)
+                connection.sendall(self._answer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+
+def user_credentials(folder: Path, token_uri: str) -> str:
+    """Return a file as gcloud's login writes it, but for the server of tokens."""
+    facts = {
+        "type": "authorized_user",
+        "client_id": "client",
+        "client_secret": SECRET,
+        "refresh_token": SECRET,
+        "token_uri": token_uri,
+    }
+    (folder / "user.json").write_text(json.dumps(facts))
+    return str(folder / "user.json")
+
+
+def http_json(status: str, facts: dict[str, object]) -> bytes:
+    body = json.dumps(facts)
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@pytest.fixture
+def led_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Return a function that makes a server of tokens the one that is asked."""
+
+    def lead(tokens: Tokens) -> None:
+        path = user_credentials(tmp_path, tokens.url)
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", path)
+        monkeypatch.setattr("google.oauth2.credentials._GOOGLE_OAUTH2_TOKEN_ENDPOINT", tokens.url)
+
+    return lead
+
+
+def test_a_token_is_fetched_once_and_sent_along(
+    stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch, led_to
+) -> None:
+    seen = []
+    send = faults._Handler._handle
+
+    def look(handler) -> None:
+        seen.append(handler.headers["Authorization"])
+        send(handler)
+
+    for name in ("do_GET", "do_POST"):
+        monkeypatch.setattr(faults._Handler, name, look)
+    answer = http_json("200 OK", {"access_token": "a-token", "expires_in": 3600})
+    with faults.proxy("gs", stores["gs"].url) as proxy, Tokens(answer) as tokens:
+        monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
+        led_to(tokens)
+        storage.create(f"gs://{servers.BUCKET}/{time.monotonic_ns()}", b"x")
+        assert seen == ["Bearer a-token"] * 3
+        assert tokens.asked == 1
+
+
+def test_a_token_that_ends_soon_is_renewed(google: str, led_to) -> None:
+    answer = http_json("200 OK", {"access_token": "a-token", "expires_in": 120})
+    with Tokens(answer) as tokens:
+        led_to(tokens)
+        storage.create(f"{google}/object", b"x")
+        assert tokens.asked == 3
+
+
+def test_a_revoked_login_is_refused(google: str, led_to) -> None:
+    with Tokens(http_json("400 Bad Request", {"error": "invalid_grant"})) as tokens:
+        led_to(tokens)
+        error = wrong(f"{google}/object")
+    assert type(error) is CredentialsError
+    assert "RefreshError" in str(error)
+
+
+def test_a_server_of_tokens_that_says_nothing_is_not_waited_for(
+    google: str, led_to, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
+    storage.configure(storage.Settings(timeout_seconds=0.5))
+    with Tokens(None) as tokens:
+        led_to(tokens)
+        began = time.monotonic()
+        assert type(wrong(f"{google}/object")) is TemporaryError
+        assert time.monotonic() - began < 20

@@ -1,0 +1,535 @@
+"""That files are read whole, written whole and never overwritten, and what killed writers leave."""
+
+import errno
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from job.errors import (
+    ConflictError,
+    DataError,
+    JobError,
+    MissingInputError,
+    OutputError,
+)
+from job.storage import files
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 100], ids=["empty", "nul", "full"])
+@pytest.mark.parametrize("as_uri", [str, Path.as_uri], ids=["path", "file"])
+def test_reading_returns_the_whole_object(
+    tmp_path: Path, data: bytes, as_uri: Callable[[Path], str]
+) -> None:
+    path = tmp_path / "an objéct"
+    path.write_bytes(data)
+    assert files.read(as_uri(path), 100) == data
+
+
+def test_the_limit_is_the_largest_that_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "object"
+    path.write_bytes(b"x" * 101)
+    assert len(files.read(str(path), 101)) == 101
+    with pytest.raises(DataError, match=r"/object has more than 0 MiB"):
+        files.read(str(path), 100)
+    with path.open("wb") as file:
+        file.truncate(3 * files.MEBIBYTE)
+    with pytest.raises(DataError, match="more than 2 MiB"):
+        files.read(str(path), 2 * files.MEBIBYTE)
+
+
+def test_what_does_not_exist_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("nothing", "no/folder/either", "file/below", "dangling"):
+        with pytest.raises(MissingInputError, match=f"/{name} "):
+            files.read(str(tmp_path / name), 10)
+
+
+def test_what_is_no_file_is_named_so(tmp_path: Path) -> None:
+    listening = socket.socket(socket.AF_UNIX)
+    with listening:
+        listening.bind(str(tmp_path / "socket"))
+        for path, kind in [
+            (tmp_path, "is a folder"),
+            (tmp_path / "socket", "is a device or a pipe"),
+            (Path("/dev/null"), "is a device or a pipe"),
+            (Path("/dev/zero"), "is a device or a pipe"),
+        ]:
+            with pytest.raises(MissingInputError, match=kind):
+                files.read(str(path), 10)
+
+
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_a_pipe_nobody_writes_to_does_not_hang_the_job(
+    tmp_path: Path, through_a_link: bool
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    uri = str(tmp_path / "link" if through_a_link else pipe)
+    program = "import sys; from job.storage.files import read; read(sys.argv[1], 10)"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, uri],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert "MissingInputError" in ended.stderr
+    assert "is a device or a pipe" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        (errno.EACCES, MissingInputError),
+        (errno.EPERM, MissingInputError),
+        (errno.ENOENT, MissingInputError),  # removed since we looked
+        (errno.EIO, OutputError),
+        (errno.EMFILE, OutputError),
+        (errno.ESTALE, OutputError),
+    ],
+)
+def test_a_failure_to_open_is_reported_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, expected: type[JobError]
+) -> None:
+    path = tmp_path / "object"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(Path, "open", failing(number, Path.open, lambda found, *_: found == path))
+    with pytest.raises(expected, match="/object "):
+        files.read(str(path), 10)
+
+
+def test_a_failure_while_reading_is_an_error_of_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def fileno(self) -> int:
+            return 0
+
+        def read(self, _: int) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "object"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(Path, "open", lambda *_: Failing())
+    with pytest.raises(OutputError, match="input/output error"):
+        files.read(str(path), 10)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000], ids=["name", "path"])
+def test_a_name_too_long_to_exist_is_missing_and_not_repeated_in_full(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(MissingInputError, match="too long") as caught:
+        files.read(str(tmp_path / name), 10)
+    assert len(str(caught.value)) < 200
+
+
+def test_a_link_to_itself_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(MissingInputError, match="/loop "):
+        files.read(str(tmp_path / "loop"), 10)
+
+
+def test_is_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "to folder").symlink_to(tmp_path)
+    assert files.is_folder(str(tmp_path))
+    assert files.is_folder(tmp_path.as_uri())
+    assert files.is_folder((tmp_path / "to folder").as_uri())
+    assert not files.is_folder(str(tmp_path / "file"))
+    assert not files.is_folder(str(tmp_path / "file" / "below"))
+    assert not files.is_folder(str(tmp_path / "nothing"))
+
+
+def test_what_cannot_be_looked_at_is_no_folder_and_no_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`read` says afterwards what is the matter with it; here it must only not be a traceback."""
+    assert not files.is_folder("x" * 300)
+    monkeypatch.setattr(os, "stat", failing(errno.EACCES, os.stat, lambda *_, **__: True))
+    monkeypatch.setattr(Path, "stat", failing(errno.EACCES, Path.stat, lambda *_, **__: True))
+    assert not files.is_folder(str(tmp_path))
+
+
+# --- create ---------------------------------------------------------------------------------
+
+
+def left_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("data", [b"", b"content", bytes(3_000_000)], ids=["empty", "few", "many"])
+@pytest.mark.parametrize("as_uri", [str, Path.as_uri], ids=["path", "file"])
+def test_creating_writes_the_object_and_nothing_else(
+    tmp_path: Path, data: bytes, as_uri: Callable[[Path], str]
+) -> None:
+    path = tmp_path / "new" / "folders" / "objéct 1"
+    files.create(as_uri(path), data)
+    assert path.read_bytes() == data
+    assert left_in(path.parent) == ["objéct 1"]
+    assert files.read(as_uri(path), len(data)) == data
+
+
+def test_a_relative_path_lies_below_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files.create("object", b"1")
+    files.create("runs/r1/object", b"2")
+    assert (tmp_path / "object").read_bytes() == b"1"
+    assert (tmp_path / "runs/r1/object").read_bytes() == b"2"
+
+
+def test_the_same_bytes_again_are_a_success(tmp_path: Path) -> None:
+    path = tmp_path / "object"
+    files.create(str(path), b"content")
+    before = path.stat()
+    files.create(str(path), b"content")
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert left_in(tmp_path) == ["object"]
+
+
+@pytest.mark.parametrize(
+    "other", [b"", b"conten", b"content and more", b"CONTENT"], ids=["no", "less", "more", "other"]
+)
+def test_other_bytes_are_a_conflict_and_nothing_is_overwritten(
+    tmp_path: Path, other: bytes
+) -> None:
+    path = tmp_path / "object"
+    files.create(str(path), b"content")
+    with pytest.raises(ConflictError, match="/object already exists"):
+        files.create(str(path), other)
+    assert path.read_bytes() == b"content"
+    assert left_in(tmp_path) == ["object"]
+
+
+@pytest.mark.parametrize("below", ["object", "deeper/object", "and/deeper/object"])
+def test_a_file_where_a_folder_should_be_is_in_the_way(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file/{below}: "):
+        files.create(str(tmp_path / "file" / below), b"content")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+    assert left_in(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("in_the_way", ["folder", "full folder", "pipe", "dangling link"])
+def test_what_is_no_file_is_in_the_way_and_named(tmp_path: Path, in_the_way: str) -> None:
+    path = tmp_path / "object"
+    if "folder" in in_the_way:
+        path.mkdir()
+    if in_the_way == "full folder":
+        (path / "file").touch()
+    if in_the_way == "pipe":
+        os.mkfifo(path)
+    if in_the_way == "dangling link":
+        path.symlink_to("nowhere")
+    with pytest.raises(OutputError, match="in the way") as caught:
+        files.create(str(path), b"content")
+    assert left_in(tmp_path) == ["object"]
+    assert f"{path} is in the way" in str(caught.value)
+    assert ".tmp" not in str(caught.value)  # which is gone already
+
+
+@pytest.mark.parametrize("uri", [".", "/", "./", "file:///"])
+def test_a_folder_without_a_name_is_no_place_for_an_object(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError):
+        files.create(uri, b"content")
+    assert left_in(tmp_path) == []
+
+
+def test_the_longest_name_the_disk_takes_is_not_too_long(tmp_path: Path) -> None:
+    name = "n" * os.pathconf(tmp_path, "PC_NAME_MAX")
+    files.create(str(tmp_path / name), b"content")
+    assert (tmp_path / name).read_bytes() == b"content"
+
+
+def failing(
+    number: int, original: Callable[..., Any], when: Callable[..., bool]
+) -> Callable[..., Any]:
+    """Return `original`, but for calls with arguments that `when` picks, which fail."""
+
+    def wrapper(*arguments: Any, **more: Any) -> Any:
+        if when(*arguments, **more):
+            raise OSError(number, os.strerror(number), str(arguments[0]))
+        return original(*arguments, **more)
+
+    return wrapper
+
+
+def full_disk(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `open`, but what it opens for writing takes only half of what it is given."""
+
+    def wrapper(path: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+        file = original(path, mode, *arguments, **more)
+        if "x" not in mode and "w" not in mode:
+            return file
+
+        class Full:
+            def __enter__(self) -> Self:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                file.close()
+
+            def write(self, data: bytes) -> int:
+                file.write(data[: len(data) // 2])
+                file.flush()
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        return Full()
+
+    return wrapper
+
+
+FAILURES = {
+    "folder refused": (Path, "mkdir", errno.EACCES),
+    "folder read-only": (Path, "mkdir", errno.EROFS),
+    "file refused": (Path, "open", errno.EACCES),
+    "file read-only": (Path, "open", errno.EROFS),
+    "no descriptors": (Path, "open", errno.EMFILE),
+    "no room": (Path, "open", errno.ENOSPC),
+    "no room for the rest": (Path, "open", None),
+    "quota": (os, "fsync", errno.EDQUOT),
+    "no room when flushed": (os, "fsync", errno.ENOSPC),
+    "device": (os, "fsync", errno.EIO),
+    "link refused": (os, "link", errno.EPERM),
+    "link unknown": (os, "link", errno.EOPNOTSUPP),
+    "link without room": (os, "link", errno.ENOSPC),
+    "link read-only": (os, "link", errno.EROFS),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_failed_write_leaves_nothing_and_can_be_repeated(tmp_path: Path, failure: str) -> None:
+    owner, name, number = FAILURES[failure]
+    path = tmp_path / "new" / "object"
+    original = getattr(owner, name)
+    with pytest.MonkeyPatch.context() as patch:
+        broken = failing(number, original, lambda *_, **__: True) if number else full_disk(original)
+        patch.setattr(owner, name, broken)
+        with pytest.raises(OutputError) as caught:
+            files.create(str(path), b"content")
+    assert str(caught.value).startswith(f"cannot write {path}: ")
+    assert os.strerror(number or errno.ENOSPC).lower() in str(caught.value)
+    assert [left for left in tmp_path.rglob("*") if not left.is_dir()] == []
+    files.create(str(path), b"content")
+    assert path.read_bytes() == b"content"
+
+
+def test_a_name_that_may_not_last_is_reported_and_can_be_repeated(tmp_path: Path) -> None:
+    """The object is there, but its folder was not flushed: no success yet, and no conflict."""
+    path = tmp_path / "object"
+    calls: list[int] = []
+
+    def second_fails(descriptor: int) -> bool:
+        calls.append(descriptor)
+        return len(calls) == 2
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", failing(errno.EIO, os.fsync, second_fails))
+        with pytest.raises(OutputError, match="input/output error"):
+            files.create(str(path), b"content")
+    assert left_in(tmp_path) == ["object"]
+    files.create(str(path), b"content")
+    assert path.read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENOENT])
+def test_an_object_that_cannot_be_compared_is_neither_success_nor_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "object"
+    files.create(str(path), b"content")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Path,
+            "open",
+            failing(number, Path.open, lambda _, mode="r", **__: "x" not in mode),
+        )
+        patch.setattr(Path, "read_bytes", failing(number, Path.read_bytes, lambda *_: True))
+        with pytest.raises(OutputError, match="/object"):
+            files.create(str(path), b"content")
+    assert path.read_bytes() == b"content"
+    assert left_in(tmp_path) == ["object"]
+
+
+class Recorder:
+    """Notes what is flushed and linked, in order; files are told apart by device and inode."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.calls: list[tuple[str, int, int]] = []
+        fsync, link = os.fsync, os.link
+
+        def noting_fsync(descriptor: int) -> None:
+            self.calls.append(("fsync", *self._identity(os.fstat(descriptor))))
+            fsync(descriptor)
+
+        def noting_link(source: Path, target: Path) -> None:
+            self.calls.append(("link", *self._identity(Path(source).stat())))
+            link(source, target)
+
+        patch.setattr(os, "fsync", noting_fsync)
+        patch.setattr(os, "link", noting_link)
+
+    @staticmethod
+    def _identity(status: os.stat_result) -> tuple[int, int]:
+        return status.st_dev, status.st_ino
+
+    def when(self, call: str, path: Path) -> list[int]:
+        wanted = (call, *self._identity(path.stat()))
+        return [index for index, found in enumerate(self.calls) if found == wanted]
+
+
+def test_content_is_on_disk_before_the_name_and_the_name_before_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    path = tmp_path / "object"
+    files.create(str(path), b"content")
+    [flushed], [linked] = recorder.when("fsync", path), recorder.when("link", path)
+    assert flushed < linked < recorder.when("fsync", tmp_path)[-1]
+
+
+def test_finding_the_same_bytes_flushes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer before may have been killed between naming the object and flushing the name."""
+    path = tmp_path / "object"
+    path.write_bytes(b"content")
+    recorder = Recorder(monkeypatch)
+    files.create(str(path), b"content")
+    assert recorder.when("fsync", tmp_path)
+
+
+def test_the_names_of_new_folders_are_on_disk_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder(monkeypatch)
+    files.create(str(tmp_path / "out" / "r1" / "attempts" / "object"), b"content")
+    for holder in (tmp_path, tmp_path / "out", tmp_path / "out/r1", tmp_path / "out/r1/attempts"):
+        assert recorder.when("fsync", holder), f"{holder} was not flushed"
+
+
+# --- several processes ----------------------------------------------------------------------
+
+RACER = """
+import sys
+from job.errors import ConflictError
+from job.storage.files import create
+content = sys.argv[1].encode() * 100_000
+print("ready", flush=True)
+for line in sys.stdin:
+    try:
+        create(line.strip(), content)
+    except ConflictError:
+        print("conflict", flush=True)
+    else:
+        print("success", flush=True)
+"""
+
+
+def race(folder: Path, contents: str, rounds: int) -> list[list[str]]:
+    """Let one process for each of `contents` create the same objects; return what they say."""
+    racers = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACER, content],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        for content in contents
+    ]
+    try:
+        assert [racer.stdout.readline() for racer in racers if racer.stdout] == ["ready\n"] * len(
+            contents
+        )
+        said = []
+        for number in range(rounds):
+            for racer in racers:
+                assert racer.stdin
+                racer.stdin.write(f"{folder}/{number}\n")
+            said.append([racer.stdout.readline().strip() for racer in racers if racer.stdout])
+        return said
+    finally:
+        for racer in racers:
+            racer.kill()
+            racer.communicate()
+
+
+def test_of_racing_writers_exactly_one_wins(tmp_path: Path) -> None:
+    contents = "abcdefgh"
+    for number, said in enumerate(race(tmp_path, contents, rounds=6)):
+        assert sorted(said) == ["conflict"] * 7 + ["success"]
+        winner = contents[said.index("success")]
+        assert (tmp_path / str(number)).read_bytes() == winner.encode() * 100_000
+    assert left_in(tmp_path) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_racing_twins_all_succeed(tmp_path: Path) -> None:
+    assert race(tmp_path, "aaaa", rounds=4) == [["success"] * 4] * 4
+    assert left_in(tmp_path) == ["0", "1", "2", "3"]
+
+
+WRITERS_KILLED = """
+import os, random, signal, sys, time
+from job.storage.files import create
+
+chance = random.Random(20261122)
+for folder in sys.argv[1:]:
+    reading, writing = os.pipe()
+    writer = os.fork()
+    if not writer:
+        for number in range(256):
+            create(f"{folder}/{number}", b"%d " % number * 20_000)
+            os.write(writing, bytes([number]))
+        os._exit(0)
+    os.close(writing)
+    promised = b""
+    # Some objects, then a part of one: the kill falls anywhere in between.
+    for _ in range(chance.randrange(1, 4)):
+        promised += os.read(reading, 1)
+    time.sleep(chance.uniform(0, 0.01))
+    os.kill(writer, signal.SIGKILL)
+    while more := os.read(reading, 256):
+        promised += more
+    os.close(reading)
+    assert os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]) == -signal.SIGKILL
+    with open(f"{folder}.promised", "wb") as file:
+        file.write(promised)
+"""
+
+
+def test_a_killed_writer_leaves_whole_objects_or_none(tmp_path: Path) -> None:
+    folders = [tmp_path / str(number) for number in range(24)]
+    program = [sys.executable, "-c", WRITERS_KILLED, *map(str, folders)]
+    subprocess.run(program, timeout=120, check=True)
+    for folder in folders:
+        names = [name for name in left_in(folder) if not name.startswith(".")]
+        assert names
+        for number in folder.with_suffix(".promised").read_bytes():
+            assert str(number) in names, f"{folder / str(number)} was promised"
+        for name in names:
+            content = b"%d " % int(name) * 20_000
+            assert (folder / name).read_bytes() == content, f"{folder / name} is torn"
+            files.create(str(folder / name), content)  # whoever comes next finds its own bytes
+        unfinished = [name for name in left_in(folder) if name.startswith(".")]
+        assert len(unfinished) <= 1  # the temporary file of the object it was at
+        files.create(str(folder / str(len(names))), b"%d " % len(names) * 20_000)

@@ -1,0 +1,275 @@
+"""What becomes of reads and writes when an object store misbehaves, on real stores."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import faults
+import pytest
+import servers
+
+from job import storage
+from job.errors import (
+    ClusterError,
+    ConflictError,
+    CredentialsError,
+    JobError,
+    MissingInputError,
+    TemporaryError,
+    UsageError,
+)
+from job.storage import objects, retrying
+
+TIMEOUT_SECONDS = 1.5
+# aiohttp itself sends once more when a connection that it had kept is closed.
+HIDDEN = {"reset", "lost reply", "truncated", "cut upload"}
+
+VERBS: dict[str, tuple[Any, ...]] = {
+    "read": (100,),
+    "exists": (),
+    "is_folder": (),
+    "names": (),
+    "create": (b"content",),
+    "remove": (),
+}
+
+
+def cases(spoilt: Sequence[str], verbs: Sequence[str]) -> list[Any]:
+    """Return all verbs with all faults; those of other than `verbs` run with the slow tests."""
+    return [
+        pytest.param(verb, fault, marks=[] if verb in verbs else [pytest.mark.slow])
+        for verb in VERBS
+        for fault in spoilt
+        if (verb, fault) != ("remove", "truncated")  # the first is done, and the next says so
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "FIRST_WAIT_SECONDS", 0.01)
+
+
+@pytest.fixture
+def retries() -> list[dict[str, Any]]:
+    """Return what is told of retries, from now on."""
+    told: list[dict[str, Any]] = []
+    notify = lambda _, **details: told.append(details)  # noqa: E731
+    storage.configure(storage.Settings(timeout_seconds=TIMEOUT_SECONDS, notify=notify))
+    return told
+
+
+def methods(faulty: faults.Proxy) -> list[str]:
+    return [request.method for request in faulty.requests]
+
+
+@pytest.mark.usefixtures("retries")
+@pytest.mark.parametrize(
+    ("verb", "requests"),
+    [
+        ("read", ["GET"]),
+        ("exists", ["GET"]),
+        ("is_folder", ["GET"]),
+        ("names", ["LIST"]),
+        ("create", ["PUT"]),
+        ("remove", ["DELETE"]),
+    ],
+)
+def test_every_verb_is_one_request(
+    faulty: faults.Proxy, place: str, verb: str, requests: list[str]
+) -> None:
+    storage.create(f"{place}/before", b"")
+    assert methods(faulty) == ["GET", "PUT", "PUT"]  # the first of a bucket: may it be overwritten?
+    if verb != "create":
+        storage.create(f"{place}/object", b"content")
+    faulty.clear()
+    getattr(storage, verb)(f"{place}/object", *VERBS[verb])
+    assert methods(faulty) == requests
+
+
+@pytest.mark.slow
+def test_an_object_of_any_size_is_one_request(faulty: faults.Proxy, place: str) -> None:
+    """Left to themselves, s3fs sends several from 100 MiB on, and gcsfs from 50."""
+    storage.create(f"{place}/before", b"")
+    faulty.clear()
+    storage.create(f"{place}/object", bytes(101 << 20))
+    assert methods(faulty) == ["PUT"]
+
+
+@pytest.mark.parametrize(("verb", "fault"), cases(faults.PASSING, ["read", "create"]))
+def test_a_fault_that_passes_is_waited_out(
+    faulty: faults.Proxy, place: str, retries: list[dict[str, Any]], verb: str, fault: str
+) -> None:
+    storage.create(f"{place}/before", b"")
+    if verb not in {"create", "remove"}:
+        storage.create(f"{place}/object", b"content")
+    faulty.clear()
+    faulty.spoil(fault, first=0)
+    found = getattr(storage, verb)(f"{place}/object", *VERBS[verb])
+    wanted = {"read": b"content", "exists": True, "is_folder": False, "names": []}
+    assert found == wanted.get(verb)
+    if verb == "create":
+        assert storage.read(f"{place}/object", 100) == b"content"
+    hidden = fault in HIDDEN
+    assert retries or hidden
+
+
+@pytest.mark.usefixtures("retries")
+@pytest.mark.parametrize(("verb", "fault"), cases(faults.FAULTS, ["create"]))
+def test_a_fault_that_lasts_has_its_exit_code_and_a_known_number_of_tries(
+    faulty: faults.Proxy, place: str, verb: str, fault: str
+) -> None:
+    storage.create(f"{place}/before", b"")
+    if verb != "create":
+        storage.create(f"{place}/object", b"content")
+    if fault == "stall":  # whose tries all take that long
+        hurry = replace(storage._stores()._objects._patience, timeout_seconds=0.3)
+        storage._stores()._objects._patience = hurry
+    faulty.clear()
+    faulty.spoil(fault, first=0, count=1000)
+    began = time.monotonic()
+    with pytest.raises(JobError) as caught:
+        getattr(storage, verb)(f"{place}/object", *VERBS[verb])
+    took = time.monotonic() - began
+    refused = fault in faults.REFUSING
+    assert type(caught.value) is (CredentialsError if refused else TemporaryError)
+    tries = 1 if refused else retrying.ATTEMPTS
+    if verb == "create" and not refused:
+        tries *= 2  # the write, then the look whether it was one
+    most = 2 * tries if fault in HIDDEN else tries
+    least = 1 if fault == "truncated" else tries  # of what is cut, the status may have come through
+    assert least <= len(faulty.requests) <= most
+    assert took < tries * TIMEOUT_SECONDS + 20
+    message = str(caught.value)
+    assert f"{place}/object" in message
+    assert servers.SECRET_KEY not in message
+    assert servers.KEY_ID not in message
+
+
+@pytest.mark.usefixtures("retries")
+def test_a_lost_reply_to_a_write_of_other_bytes_is_a_conflict(
+    faulty: faults.Proxy, place: str
+) -> None:
+    storage.create(f"{place}/object", b"theirs")
+    faulty.clear()
+    faulty.spoil("lost reply", first=0)
+    with pytest.raises(ConflictError):
+        storage.create(f"{place}/object", b"mine")
+    assert storage.read(f"{place}/object", 100) == b"theirs"
+
+
+@pytest.mark.usefixtures("retries")
+def test_a_write_whose_every_answer_is_lost_is_found_by_looking(
+    faulty: faults.Proxy, place: str
+) -> None:
+    storage.create(f"{place}/before", b"")
+    faulty.clear()
+    faulty.spoil("500", first=1, count=3)
+    faulty._spoiled[0] = "lost reply"
+    storage.create(f"{place}/object", b"content")
+    assert methods(faulty)[-1] == "GET"
+    assert storage.read(f"{place}/object", 100) == b"content"
+
+
+@pytest.mark.usefixtures("retries")
+def test_a_conflict_that_cannot_be_compared_is_neither_success_nor_conflict(
+    faulty: faults.Proxy, place: str
+) -> None:
+    storage.create(f"{place}/object", b"content")
+    faulty.clear()
+    faulty.spoil("403", first=1, count=100)
+    with pytest.raises(CredentialsError, match="/object"):
+        storage.create(f"{place}/object", b"content")
+    assert methods(faulty) == ["PUT", "GET"]
+
+
+@pytest.mark.parametrize("objects_before", [0, 1])
+def test_a_store_that_overwrites_is_refused_before_anything_is_lost(
+    faulty: faults.Proxy, place: str, objects_before: int
+) -> None:
+    if objects_before:
+        storage.create(f"{place}/object", b"theirs")
+        storage.configure(storage.Settings())
+    faulty.ignore_conditions()
+    if objects_before:
+        with pytest.raises(ConflictError):
+            storage.create(f"{place}/object", b"mine")
+        assert storage.read(f"{place}/object", 100) == b"theirs"
+    with pytest.raises(ClusterError, match="overwrites objects"):
+        storage.create(f"{place}/another", b"mine")
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_a_bucket_that_is_not_there(
+    stores: dict[str, servers.Server], scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in stores[scheme].environment().items():
+        monkeypatch.setenv(name, value)
+    uri = f"{scheme}://no-such-bucket/key"
+    assert not storage.exists(uri)
+    with pytest.raises(MissingInputError, match="no-such-bucket"):
+        storage.read(uri, 10)
+    with pytest.raises(MissingInputError, match="no bucket 'no-such-bucket'"):
+        storage.names(uri)
+    with pytest.raises(UsageError, match="no bucket 'no-such-bucket'"):
+        storage.create(uri, b"x")
+    assert not storage.exists(uri)  # it wasn't made either
+
+
+def test_an_object_that_changes_while_it_is_read_is_read_anew(
+    faulty: faults.Proxy, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "FIRST_BYTES", 1000)
+    monkeypatch.setattr(objects, "PIECE_BYTES", 1000)
+    uri, old, new = f"{place}/object", b"o" * 4000, b"n" * 4000
+    storage.create(uri, old)
+    note, changed = faulty.note, []
+
+    def change(request: faults.Request) -> str | None:
+        fault = note(request)
+        if request.method == "GET" and len(faulty.requests) > 1 and not changed:
+            changed.append(True)
+            other = threading.Thread(target=replace)
+            other.start()
+            other.join()
+        return fault
+
+    def replace() -> None:
+        program = "import sys; from job import storage; storage.remove(sys.argv[1]); "
+        program += "storage.create(sys.argv[1], b'n' * 4000)"
+        subprocess.run([sys.executable, "-c", program, uri], check=True)
+
+    faulty.clear()
+    monkeypatch.setattr(faulty, "note", change)
+    assert storage.read(uri, 10_000) == new
+    assert changed
+
+
+def test_sigterm_ends_a_wait_at_once(faulty: faults.Proxy, place: str) -> None:
+    faulty.spoil("stall", first=0, count=100)
+    program = f"""
+from job import storage
+from job.process.preemption import Preemption
+Preemption().install()
+print("ready", flush=True)
+storage.read({place!r} + "/object", 10)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        deadline = time.monotonic() + 60
+        while not faulty.requests and time.monotonic() < deadline:
+            time.sleep(0.05)
+        sent = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+        took = time.monotonic() - sent
+    assert "StoppedError" in said
+    assert "asyncio" not in said.lower().replace("asyncio.run_coroutine_threadsafe", "")
+    assert took < 20  # and not the 60 seconds of the request

@@ -1,0 +1,103 @@
+"""What killed writers leave, and who may remove it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from job.storage import files, temporaries
+
+HOUR = temporaries.ABANDONED_SECONDS
+
+
+def dead_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def leave(folder: Path, name: str, *, age_seconds: float = 0) -> Path:
+    path = folder / name
+    path.write_bytes(b"half an obj")
+    then = time.time() - age_seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def name_of(process: int, place: str | None = None) -> str:
+    here = temporaries.new_name()[1:9]
+    return f".{place or here}-{process}-0123456789abcdef.tmp"
+
+
+def test_names_are_known_and_never_the_same() -> None:
+    names = {temporaries.new_name() for _ in range(100)}
+    assert len(names) == 100
+    assert all(temporaries.is_one(name) for name in names)
+    assert not any(map(temporaries.is_one, ("x.tmp", ".tmp", "metrics.json", ".a-1-b.tmp")))
+
+
+def test_what_a_dead_process_of_this_machine_left_is_swept_at_once(tmp_path: Path) -> None:
+    left = leave(tmp_path, name_of(dead_process()))
+    files.create(str(tmp_path / "object"), b"x")
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("process", [None, 1, 2**70], ids=["mine", "another", "none"])
+def test_what_a_living_process_writes_is_left_alone_for_an_hour(
+    tmp_path: Path, process: int | None
+) -> None:
+    process = process or os.getpid()
+    young = leave(tmp_path, name_of(process), age_seconds=HOUR - 60)
+    old = leave(tmp_path, name_of(process).replace("0123", "abcd"), age_seconds=HOUR + 60)
+    files.create(str(tmp_path / "object"), b"x")
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_a_process_of_another_machine_is_judged_by_age_alone(tmp_path: Path) -> None:
+    """The folder may be shared: that number may be alive over there, and be nobody here."""
+    process = dead_process()
+    young = leave(tmp_path, name_of(process, "00000000"), age_seconds=HOUR - 60)
+    old = leave(tmp_path, name_of(process, "11111111"), age_seconds=HOUR + 60)
+    files.create(str(tmp_path / "object"), b"x")
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_files_of_others_are_left_alone_however_old(tmp_path: Path) -> None:
+    names = ("notes.tmp", ".hidden", "object.json", f".{dead_process()}-0123456789abcdef.tmp")
+    others = [leave(tmp_path, name, age_seconds=10 * HOUR) for name in names]
+    files.create(str(tmp_path / "object"), b"x")
+    assert all(path.exists() for path in others)
+
+
+def test_a_folder_that_cannot_be_swept_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = leave(tmp_path, name_of(dead_process()))
+    unlink = Path.unlink
+
+    def refused(path: Path, *, missing_ok: bool = False) -> None:
+        if path == left:
+            raise PermissionError
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    files.create(str(tmp_path / "object"), b"x")
+    assert (tmp_path / "object").read_bytes() == b"x"
+
+
+def test_a_killed_writer_is_swept_by_the_next(tmp_path: Path) -> None:
+    program = """
+import os, signal, sys
+from job.storage import files
+os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+files.create(sys.argv[1], b"content")
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "object")], check=False)
+    assert [temporaries.is_one(path.name) for path in tmp_path.iterdir()] == [True]
+    files.create(str(tmp_path / "object"), b"other content")
+    assert [path.name for path in tmp_path.iterdir()] == ["object"]

@@ -1,0 +1,47 @@
+"""Architectures: the shapes they promise, weights from the seed alone."""
+
+import keras
+import numpy as np
+import pytest
+
+from job.training import model
+
+
+def test_reference_model_is_the_one_the_project_began_with():
+    net = model.build("mlp", (28, 28), 10)
+    shapes = [weight.shape for weight in net.weights]
+    assert shapes == [(784, 128), (128,), (128, 64), (64,), (64, 10), (10,)]
+    assert [layer.activation.__name__ for layer in net.layers if hasattr(layer, "activation")] == [
+        "relu",
+        "relu",
+        "linear",
+    ]
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_logits_and_weights_are_float32(precision):
+    net = model.build("mlp", (12, 9, 3), 7, precision=precision)
+    logits = net(np.zeros((2, 12, 9, 3), np.float32))
+    assert (logits.shape, logits.dtype) == ((2, 7), "float32")
+    assert {weight.dtype for weight in net.weights} == {"float32"}
+    assert net.layers[2].compute_dtype == ("bfloat16" if "bf" in precision else "float32")
+
+
+def test_weights_come_from_the_seed_whatever_was_made_before():
+    first = model.build("mlp", (28, 28), 10, seed=3).get_weights()
+    keras.utils.set_random_seed(99)
+    again = model.build("mlp", (28, 28), 10, seed=3).get_weights()
+    other = model.build("mlp", (28, 28), 10, seed=4).get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(np.array_equal(a, b) for a, b in zip(first[::2], other[::2], strict=True))
+    assert not np.array_equal(first[0].ravel()[:640], first[2].ravel()[:640])
+
+
+def test_published_model_ends_in_probabilities_of_the_same_logits():
+    net = model.build("mlp", (28, 28), 10, seed=1, precision="mixed_bfloat16")
+    plain = model.build("mlp", (28, 28), 10, seed=1)
+    pixels = np.random.default_rng(0).random((5, 28, 28), np.float32)
+    published = model.for_publishing(net)
+    wanted = keras.ops.softmax(plain(pixels))
+    np.testing.assert_allclose(published(pixels), wanted, rtol=1e-5)
+    assert {layer.compute_dtype for layer in published.layers} == {"float32"}

@@ -1,0 +1,94 @@
+"""The same global batch on one device, two replicas, three that don't divide it, two workers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+
+from job.results.weights import read_hdf5
+
+FLAGS = ["--epochs", "3", "--batch-size", "40", "--run-id", "r", "--augment", "shift"]
+REPLICATED = """
+import sys
+from job.process import runtime
+runtime.prepare_tensorflow()
+runtime.limit_threads(2)
+runtime.import_tensorflow()
+import tensorflow as tf
+cpus = [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1])
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], cpus)
+from job.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def train(command: list[str], data: str, output: Path, *flags: str) -> Path:
+    place = ["--data", data, "--output", str(output)]
+    ended = subprocess.run(
+        [sys.executable, *command, *place, *FLAGS, *flags],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr + ended.stdout
+    return output / "r"
+
+
+def mirrored(replicas: int, data: str, output: Path, *flags: str) -> Path:
+    command = ["-c", REPLICATED, str(replicas), "train"]
+    return train(command, data, output, "--strategy", "mirrored", *flags)
+
+
+def workers(count: int, data: str, output: Path, *flags: str) -> Path:
+    return train(
+        [str(REPOSITORY / "scripts" / "multiworker-local"), str(count)], data, output, *flags
+    )
+
+
+def metrics(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def weights(run: Path) -> np.ndarray:
+    path = run / "model_weights.h5"
+    return np.concatenate([array.ravel() for array in read_hdf5(path.read_bytes(), str(path))])
+
+
+@pytest.fixture(scope="module")
+def one_device(small_mnist, tmp_path_factory) -> Path:
+    return train(["-m", "job", "train"], small_mnist, tmp_path_factory.mktemp("one"))
+
+
+@pytest.mark.parametrize(
+    ("run", "count"),
+    [pytest.param(mirrored, 2, marks=pytest.mark.slow), (mirrored, 3), (workers, 2)],
+    ids=["2", "3", "2 workers"],
+)
+def test_replicas_train_what_one_device_would(small_mnist, tmp_path, one_device, run, count):
+    replicated = run(count, small_mnist, tmp_path)
+    one, several = metrics(one_device), metrics(replicated)
+    assert several["environment"]["replicas"] == count
+    assert several["environment"]["workers"] == (count if run is workers else 1)
+    assert several["train"]["steps"] == one["train"]["steps"]
+    for mine, theirs in zip(one["train"]["history"], several["train"]["history"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert mine["accuracy"] == pytest.approx(theirs["accuracy"], abs=2e-3)
+    assert several["test"]["examples"] == 505  # none dropped, none counted twice
+    assert np.abs(weights(one_device) - weights(replicated)).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_batch_statistics_are_those_of_the_whole_batch(small_mnist, tmp_path):
+    """The convolutional net normalises by batch, which replicas must not do each for itself."""
+    flags = ["--model", "cnn", "--epochs", "1"]
+    one = train(["-m", "job", "train"], small_mnist, tmp_path / "one", *flags)
+    two = mirrored(2, small_mnist, tmp_path / "two", *flags)
+    # Dropout differs: each replica draws the masks of its own share.
+    first, second = (metrics(run)["train"]["history"][0] for run in (one, two))
+    assert first["loss"] == pytest.approx(second["loss"], rel=0.1)
+    assert metrics(two)["environment"]["strategy"] == "mirrored"

@@ -1,0 +1,232 @@
+"""The compiled loop: what it computes, in which order, from which seed."""
+
+import contextlib
+import dataclasses
+import functools
+import io
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from job.config import RunConfig
+from job.data.source import Dataset
+from job.errors import DataError, StoppedError
+from job.process.preemption import Preemption
+from job.process.progress import Progress
+from job.training import model, strategy, train
+from job.training.checkpoint import Checkpoints, State, from_bytes, to_bytes
+from job.workers.collectives import Collectives
+
+
+def config(**changes) -> RunConfig:
+    return RunConfig(run_id="test", **{"epochs": 2, "batch_size": 20, **changes})
+
+
+@pytest.fixture(scope="module")
+def tiny(mnist: Dataset) -> Dataset:
+    """Ninety images: batches of 20 don't divide them."""
+    return dataclasses.replace(mnist, x_train=mnist.x_train[:90], y_train=mnist.y_train[:90])
+
+
+class Memory(Checkpoints):
+    """Checkpoints that are kept in memory: the last state of all that were saved."""
+
+    def __init__(self):
+        self.state = None
+
+    def offer(self, state):
+        pass
+
+    def save(self, state):
+        self.state = state
+
+    def close(self):
+        pass
+
+
+class StopAfter(Preemption):
+    """Asks to stop after so many chunks."""
+
+    def __init__(self, chunks):
+        super().__init__()
+        self.chunks = chunks
+
+    def reason(self, needed_seconds=0):
+        del needed_seconds
+        self.chunks -= 1
+        return StoppedError("enough") if self.chunks == 0 else None
+
+
+def run(dataset, settings, start=None, stop_after=0):
+    """Train on from `start`; return the weights, the last saved state and what was returned."""
+    chosen = strategy.choose("cpu")
+    with chosen.scope():
+        net = model.build(settings.model, (28, 28), dataset.classes, seed=settings.seed)
+    checkpoints = Memory()
+    begin = start or State({}, 2)
+    result = None
+    with contextlib.suppress(StoppedError):
+        preemption = StopAfter(stop_after)
+        progress = Progress("json", io.StringIO())
+        result = train.train(
+            net, dataset, settings, Collectives(chosen), checkpoints, begin, preemption, progress
+        )
+    return net.get_weights(), checkpoints.state, result
+
+
+@functools.cache
+def trained(dataset: Dataset, settings: RunConfig, attempt: int = 0):
+    del attempt  # only keeps two trainings apart
+    weights, _, result = run(dataset, settings)
+    return weights, result
+
+
+def untimed(history):
+    timed = {"seconds", "images_per_second"}
+    return [{key: value for key, value in done.items() if key not in timed} for done in history]
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("stops", [(1,), (2, 1), (3, 1, 1)])
+def test_stopped_and_resumed_is_one_unbroken_run(tiny, monkeypatch, name, stops):
+    """Bit for bit, with augmentation on, and for the cnn with dropout and moving averages."""
+    settings = config(model=name, augment="shift", epochs=3)
+    whole, whole_state, whole_result = run(tiny, settings)
+    # Chunks of other lengths too: they must not matter either.
+    monkeypatch.setattr(train, "CHUNK_SECONDS", 1e-9)
+    state, steps = None, []
+    for stop_after in stops:
+        _, state, result = run(tiny, settings, state, stop_after)
+        assert result is None
+        state = from_bytes(to_bytes(state), "x")  # as it comes back from a file
+        steps.append(state.step)
+    assert steps == sorted(set(steps))
+    assert steps[-1] < 15
+    weights, last_state, result = run(tiny, settings, state)
+    assert result.resumed_step == steps[-1]
+    for mine, others in zip(weights, whole, strict=True):
+        assert np.array_equal(mine, others)
+    assert last_state.arrays.keys() == whole_state.arrays.keys()
+    for key, array in last_state.arrays.items():
+        assert np.array_equal(array, whole_state.arrays[key]), key
+    assert untimed(result.history) == untimed(whole_result.history)
+
+
+def test_state_holds_every_variable_that_moves(tiny):
+    _, state, _ = run(tiny, config(model="cnn"), stop_after=1)
+    names = set(state.arrays)
+    for part in ("seed", "moving_mean", "momentum", "velocity", "iteration", "loss_sum", "hits"):
+        assert any(part in name for name in names), part
+
+
+def test_state_of_another_model_is_refused(tiny):
+    _, state, _ = run(tiny, config(), stop_after=1)
+    with pytest.raises(DataError, match="does not fit"):
+        run(tiny, config(model="cnn"), state)
+
+
+def test_loop_equals_a_plain_one_written_with_keras(tiny):
+    """The reference is the textbook loop: eager, a batch at a time, nothing shared with the job."""
+    settings = config(label_smoothing=0.1, weight_decay=0.3)
+    net = model.build("mlp", (28, 28), 10, seed=settings.seed)
+    optimizer = keras.optimizers.Adam()
+    loss_of = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    rates = iter(train.learning_rates(settings, 10))
+    losses = []
+    for epoch in range(2):
+        for batch in train.epoch_order(settings.seed, epoch, 90, 20):
+            optimizer.learning_rate = next(rates)
+            targets = keras.utils.to_categorical(tiny.y_train[batch], 10)
+            with tf.GradientTape() as tape:
+                loss = loss_of(targets, net(tiny.x_train[batch] / np.float32(255)))
+            gradients = tape.gradient(loss, net.trainable_variables)
+            before = {weight.path: weight.numpy() for weight in net.trainable_variables}
+            optimizer.apply_gradients(zip(gradients, net.trainable_variables, strict=True))
+            for kernel in net.trainable_variables[::2]:  # as in algorithm 2 of the paper on AdamW
+                kernel.assign(kernel - 0.3 * optimizer.learning_rate * before[kernel.path])
+            losses.append(float(loss))
+    weights, result = trained(tiny, settings)
+    assert [epoch["loss"] for epoch in result.history] == pytest.approx(
+        [np.mean(losses[:5]), np.mean(losses[5:])], rel=1e-4
+    )
+    for mine, plain in zip(weights, net.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, plain, atol=2e-5)
+
+
+@pytest.mark.parametrize("augment", ["none", "shift"])
+def test_same_seed_same_bits(tiny, augment):
+    (first, _), (second, _) = (
+        trained(tiny, config(augment=augment), attempt) for attempt in range(2)
+    )
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"augment": "shift"},
+        {"label_smoothing": 0.0},
+        {"weight_decay": 0.0},
+        {"schedule": "constant"},
+        {"learning_rate": 0.001},
+    ],
+)
+def test_each_setting_reaches_the_loop(tiny, change):
+    (default, _), (changed, _) = trained(tiny, config()), trained(tiny, config(**change))
+    assert any(not np.array_equal(one, other) for one, other in zip(default, changed, strict=True))
+
+
+def test_accuracy_counts_each_step_once(tiny):
+    _, result = trained(tiny, config(epochs=30, learning_rate=0.01))
+    assert result.steps == 30 * 5
+    assert result.history[-1]["accuracy"] == 1  # ninety images are soon learned by heart
+    assert result.history[0]["accuracy"] < 0.9
+
+
+@given(examples=st.integers(1, 300), batch=st.integers(1, 300), epoch=st.integers(0, 9))
+@settings(deadline=None, derandomize=True)
+def test_every_example_has_its_turn(examples, batch, epoch):
+    batch = min(batch, examples)
+    order = train.epoch_order(3, epoch, examples, batch)
+    seen = np.bincount(order.ravel(), minlength=examples)
+    assert order.shape == (-(-examples // batch), batch)
+    assert seen.min() >= 1  # nobody is left out
+    assert seen.sum() - examples == -examples % batch  # and the filling is no longer than needed
+    assert seen.max() <= 2
+
+
+def test_orders_differ_by_epoch_and_seed_and_not_by_process():
+    orders = {
+        train.epoch_order(seed, epoch, 50, 50).tobytes() for seed in range(3) for epoch in range(3)
+    }
+    assert len(orders) == 9
+    # Pinned: another order would be another run for everyone who resumes one.
+    assert train.epoch_order(0, 0, 10, 5).tolist() == [[0, 7, 8, 6, 9], [5, 1, 3, 2, 4]]
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 1000])
+def test_learning_rates_rise_to_the_peak_and_fall(schedule, steps):
+    rates = train.learning_rates(config(schedule=schedule, learning_rate=0.5), steps)
+    warmup = round(steps / 10)
+    assert rates.dtype == np.float32
+    assert rates.shape == (steps,)
+    assert rates.max() == 0.5
+    assert (rates > 0).all()
+    assert (np.diff(rates[:warmup]) > 0).all()
+    assert (np.diff(rates[warmup:]) <= 0).all()
+    if steps == 1000:
+        assert rates[[0, 49, 99, 100]] == pytest.approx([0.005, 0.25, 0.5, 0.5])
+        assert rates[[325, 550, 999]] == pytest.approx(
+            {
+                "linear": [0.375, 0.25, 0.5 / 900],
+                "cosine": [0.5 * (1 + 0.5**0.5) / 2, 0.25, 0],
+                "constant": [0.5, 0.5, 0.5],
+            }[schedule],
+            abs=1e-5,
+        )

@@ -1,0 +1,140 @@
+"""The job's place in a cluster comes from the environment that is passed in, and nowhere else."""
+
+import json
+from dataclasses import FrozenInstanceError, asdict
+
+import pytest
+
+from job.errors import ClusterError
+from job.workers.cluster import Cluster, Workers
+
+VARIABLES = {
+    "job": "K8S_JOB_NAME",
+    "pod": "K8S_POD_NAME",
+    "node": "K8S_NODE_NAME",
+    "image": "K8S_IMAGE",
+}
+
+
+def test_a_laptop_is_no_cluster() -> None:
+    assert Cluster.from_environment({}) == Cluster(job=None, pod=None, node=None, image=None)
+
+
+def test_every_field_has_its_variable() -> None:
+    assert set(Cluster().names) == set(VARIABLES)
+    assert set(asdict(Cluster())) == {*VARIABLES, "cpu_limit", "workers"}
+
+
+@pytest.mark.parametrize("field", VARIABLES)
+def test_a_variable_fills_its_field_and_no_other(field: str) -> None:
+    found = Cluster.from_environment({VARIABLES[field]: "mnist-x7", "PATH": "/bin"})
+    assert found.names == dict.fromkeys(VARIABLES) | {field: "mnist-x7"}
+
+
+@pytest.mark.parametrize("field", VARIABLES)
+def test_an_empty_variable_counts_as_unset(field: str) -> None:
+    assert Cluster.from_environment({VARIABLES[field]: ""}) == Cluster()
+
+
+@pytest.mark.parametrize("variable", VARIABLES.values())
+def test_the_process_environment_is_not_looked_at(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "from-outside")
+    assert Cluster.from_environment({}) == Cluster()
+
+
+def test_a_place_does_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Cluster().job = "another"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"), [("2", 2), ("64", 64), ("0", None), ("", None), ("x", None), ("1.5", None)]
+)
+def test_a_cpu_limit_is_a_whole_number_of_cores(text: str, cores: int | None) -> None:
+    assert Cluster.from_environment({"K8S_CPU_LIMIT": text}).cpu_limit == cores
+
+
+INDEXED_JOB = {
+    "K8S_WORKERS": "3",
+    "JOB_COMPLETION_INDEX": "1",
+    "K8S_JOB_NAME": "train",
+    "K8S_SERVICE_NAME": "train-workers",
+}
+
+
+def tf_config(**changes: object) -> str:
+    task = {"type": "worker", "index": 1}
+    whole = {"cluster": {"worker": ["a:2222", "b:2222"]}, "task": task}
+    return json.dumps(whole | changes)
+
+
+def test_workers_of_an_indexed_job() -> None:
+    workers = Cluster.from_environment(INDEXED_JOB).workers
+    assert workers.addresses == tuple(f"train-{i}.train-workers:2222" for i in range(3))
+    assert (workers.index, workers.count, workers.is_chief) == (1, 3, False)
+
+
+def test_port_of_an_indexed_job() -> None:
+    workers = Cluster.from_environment(INDEXED_JOB | {"K8S_WORKER_PORT": "3000"}).workers
+    assert workers.addresses[0] == "train-0.train-workers:3000"
+
+
+def test_tf_config_wins() -> None:
+    environment = INDEXED_JOB | {"TF_CONFIG": tf_config()}
+    assert Cluster.from_environment(environment).workers == Workers(("a:2222", "b:2222"), 1)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {
+            "JOB_COMPLETION_INDEX": "2"
+        },  # an Indexed Job of trainings that know nothing of each other
+        INDEXED_JOB | {"K8S_WORKERS": "1", "JOB_COMPLETION_INDEX": "0"},
+        {"TF_CONFIG": '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}'},
+    ],
+)
+def test_one_worker_is_a_process_on_its_own(environment: dict[str, str]) -> None:
+    workers = Cluster.from_environment(environment).workers
+    assert workers == Workers()
+    assert workers.count == 1
+    assert workers.is_chief
+
+
+def test_a_process_that_wants_no_others_does_not_look_for_them() -> None:
+    found = Cluster.from_environment({"TF_CONFIG": "nonsense"}, together=False)
+    assert found.workers == Workers()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"K8S_WORKERS": "many"}, "K8S_WORKERS"),
+        ({"K8S_WORKERS": "0"}, "K8S_WORKERS"),
+        ({"K8S_WORKERS": "-2"}, "K8S_WORKERS"),
+        ({"K8S_WORKERS": "1001"}, "K8S_WORKERS"),
+        ({"JOB_COMPLETION_INDEX": ""}, "JOB_COMPLETION_INDEX"),
+        ({"JOB_COMPLETION_INDEX": "3"}, "JOB_COMPLETION_INDEX"),
+        ({"JOB_COMPLETION_INDEX": "-1"}, "JOB_COMPLETION_INDEX"),
+        ({"K8S_WORKER_PORT": "0"}, "K8S_WORKER_PORT"),
+        ({"K8S_WORKER_PORT": "65535"}, "K8S_WORKER_PORT"),
+        ({"K8S_SERVICE_NAME": ""}, "K8S_SERVICE_NAME"),
+        ({"K8S_JOB_NAME": ""}, "K8S_JOB_NAME"),
+        ({"TF_CONFIG": "{"}, "TF_CONFIG"),
+        ({"TF_CONFIG": "[]"}, "TF_CONFIG"),
+        ({"TF_CONFIG": "{}"}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(task={"type": "worker", "index": 2})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(task={"type": "ps", "index": 0})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(task={"type": "worker", "index": "x"})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster={"worker": ["a:1", "a:1"]})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster={"worker": ["a", "b"]})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster={"worker": ["a:x", "b:1"]})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster={"chief": ["a:1"], "worker": ["b:1"]})}, "TF_CONFIG"),
+    ],
+)
+def test_a_cluster_that_cannot_work_is_refused(change: dict[str, str], named: str) -> None:
+    with pytest.raises(ClusterError, match=named):
+        Cluster.from_environment(INDEXED_JOB | change)
