@@ -1,33 +1,31 @@
 """The command line: flags and environment in, exit code out. The only file that exits."""
 
+import contextlib
 import os
+import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from job import __version__, flags, storage
-from job.config import EMBEDDED_DATA, RunConfig, check_data, fresh_run_id
-from job.errors import JobError, StoppedError, UsageError
+from job.config import RunConfig, fresh_run_id, parse_data
+from job.errors import JobError, StoppedError, TemporaryError, UsageError
+from job.process import preemption as signals
 from job.process import verdict
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
 from job.process.progress import Progress, write_line
-from job.storage import Settings, uris
+from job.storage import Settings, parse
 from job.workers import watchdog
 from job.workers.cluster import Cluster
 
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 MAX_PREDICTIONS = 100_000
 _BUG = "this is a bug in the job, not in what you did: please report it"
-_NOT_OF_THE_RUN = (  # how it reads, writes and tells, not what it does
-    *("storage_timeout", "anonymous", "cache"),
-    *("log", "termination_log", "liveness_file"),
-)
 
 app = typer.Typer(
     name=PROGRAM,
@@ -39,7 +37,7 @@ app = typer.Typer(
 
 @app.command()
 def train(
-    data: flags.Data = EMBEDDED_DATA,
+    data: flags.Data = RunConfig.data,
     output: flags.Output = RunConfig.output,
     run_id: flags.RunId = None,
     model: flags.Model = RunConfig.model,
@@ -65,27 +63,45 @@ def train(
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
     """Train a model, score it on all test images, and publish weights and metrics."""
-    fields = {name: value for name, value in locals().items() if name not in _NOT_OF_THE_RUN}
     verdict.check(termination_log)
     together = strategy in ("auto", "multiworker")
     cluster = Cluster.from_environment(os.environ, together=together)
     run_id = run_id or cluster.job
     if run_id is None and cluster.workers.count > 1:
         raise UsageError("--run-id is missing: several workers must all be given the same one")
-    run_id = run_id or fresh_run_id(model)
-    config = RunConfig(**fields | {"run_id": run_id})
+    config = RunConfig(
+        data=data,
+        output=output,
+        run_id=run_id or fresh_run_id(model),
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        seed=seed,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        augment=augment,
+        strategy=strategy,
+        require_gpu=require_gpu,
+        peer_timeout=peer_timeout,
+        precision=precision,
+        checkpoint_seconds=checkpoint_seconds,
+        time_limit=time_limit,
+    )
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness)
     _use_storage(storage_timeout, anonymous, cache, progress)
+    flags.warn_of_unknown_variables(os.environ, progress)
     preemption = Preemption(time_limit)
     preemption.install()
     if cluster.workers.count > 1:
-        from job.results import publishing  # noqa: PLC0415
+        from job.results.publishing import RunFolder  # noqa: PLC0415
         from job.workers import supervision  # noqa: PLC0415
 
         if watchdog.is_supervised():
             watchdog.start()
-        elif publishing.finished(config) is None:
+        elif RunFolder(config.place).finished(config) is None:
             team = f"{config.run_id} {config.digest}"
             code = supervision.supervise(
                 sys.argv[1:], cluster.workers, team, peer_timeout, preemption, liveness
@@ -93,37 +109,40 @@ def train(
             raise typer.Exit(code)
     from job.run import train_run  # noqa: PLC0415
 
-    return verdict.success(config.run_uri, train_run(config, cluster, preemption, progress))
+    with _telling_how_to_go_on(config.run_id, alone=cluster.workers.count == 1):
+        document = train_run(config, cluster, preemption, progress)
+    return verdict.success(str(config.place), document)
 
 
 @app.command()
 def evaluate(
     weights: flags.Weights,
-    data: flags.Data = EMBEDDED_DATA,
-    model: flags.Model = RunConfig.model,
+    data: flags.RunData = None,
+    model: flags.RunModel = None,
     output: flags.Report = None,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
     cache: flags.Cache = Settings.cache,
 ) -> None:
     """Score published weights on all test images of a data set."""
-    _use_storage(storage_timeout, anonymous, cache, Progress("text", sys.stderr))
-    uris.check(weights, "--weights")
-    if output is not None:
-        uris.check(output, "--output")
+    progress = _progress_aside(storage_timeout, anonymous, cache)
+    weights_place = parse(weights, "--weights")
+    data_place = None if data is None else parse_data(data)
+    report_place = None if output is None else parse(output, "--output")
     from job.results import inference  # noqa: PLC0415
 
-    scores, report = inference.score(weights, check_data(data), model)
+    published = inference.Published.open(weights_place, data_place, model, progress)
+    scores, report = inference.score(published)
     _say(inference.summary(scores))
-    if output is not None:
-        _say(f"written to {inference.write_report(output, report)}")
+    if report_place is not None:
+        _say(f"written to {inference.write_report(report_place, report)}")
 
 
 @app.command()
 def predict(
     weights: flags.Weights,
-    data: flags.Data = EMBEDDED_DATA,
-    model: flags.Model = RunConfig.model,
+    data: flags.RunData = None,
+    model: flags.RunModel = None,
     num_images: flags.NumImages = 10,
     start: flags.Start = 0,
     image: flags.Image = None,
@@ -133,30 +152,29 @@ def predict(
     cache: flags.Cache = Settings.cache,
 ) -> None:
     """Predict test images, or pictures of your own."""
-    _use_storage(storage_timeout, anonymous, cache, Progress("text", sys.stderr))
+    progress = _progress_aside(storage_timeout, anonymous, cache)
     from job.pictures import gallery  # noqa: PLC0415
     from job.results import inference  # noqa: PLC0415
 
-    uris.check(weights, "--weights")
-    check_data(data)
+    weights_place = parse(weights, "--weights")
+    data_place = None if data is None else parse_data(data)
+    figure_place = None if figure is None else parse(figure, "--figure")
+    pictures = [parse(text, "--image") for text in image or []]
     most = MAX_PREDICTIONS if figure is None else gallery.MAX_IMAGES
     if not 1 <= num_images <= most:
         drawn = "" if figure is None else " with --figure"
         raise UsageError(f"--num-images must be from 1 to {most:,}{drawn}, not {num_images}")
     if start < 0:
         raise UsageError(f"--start must be 0 or more, not {start}")
-    if figure is not None:
-        uris.check(figure, "--figure")
-    for uri in image or []:
-        uris.check(uri, "--image")
-    if image:
-        predictions, seen = inference.predict_pictures(weights, data, model, image)
+    published = inference.Published.open(weights_place, data_place, model, progress)
+    if pictures:
+        predictions, seen = inference.predict_pictures(published, pictures)
     else:
-        predictions, seen = inference.predict_test_images(weights, data, model, start, num_images)
+        predictions, seen = inference.predict_test_images(published, start, num_images)
     _say(inference.table(predictions))
-    if figure is not None:
-        inference.write_gallery(figure, predictions, seen)
-        _say(f"figure written to {figure}")
+    if figure_place is not None:
+        inference.write_gallery(figure_place, predictions, seen)
+        _say(f"figure written to {figure_place}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -165,6 +183,35 @@ def drill(context: typer.Context) -> None:
     from job import drill as proof  # noqa: PLC0415
 
     proof.drill(context.args, _say)
+
+
+@contextlib.contextmanager
+def _telling_how_to_go_on(run_id: str, *, alone: bool) -> Iterator[None]:
+    """Add to whatever stops the run the command that goes on with it, a fresh run id included.
+
+    Several workers were given their run id, and say themselves that all must be run again.
+    """
+    words = [PROGRAM, *sys.argv[1:]]
+    if not any(word.partition("=")[0] == "--run-id" for word in words):
+        words += ["--run-id", run_id]
+    try:
+        yield
+    except (StoppedError, TemporaryError) as error:
+        if not alone:
+            raise
+        raise type(error)(f"{error}; go on with: {shlex.join(words)}") from error
+    except KeyboardInterrupt:
+        stopped = JobError(f"interrupted, the work is saved; go on with: {shlex.join(words)}")
+        stopped.exit_code = verdict.EXIT_INTERRUPTED
+        raise stopped from None
+
+
+def _progress_aside(timeout: float, anonymous: bool, cache: str | None) -> Progress:
+    """Return where a command that prints its result says anything else, and use storage so."""
+    progress = Progress("text", sys.stderr)
+    _use_storage(timeout, anonymous, cache, progress)
+    flags.warn_of_unknown_variables(os.environ, progress)
+    return progress
 
 
 def _use_storage(timeout: float, anonymous: bool, cache: str | None, progress: Progress) -> None:
@@ -196,12 +243,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after the program's name; those of this process if None.
     """
-    place = verdict.place(sys.argv[1:] if arguments is None else arguments, os.environ)
+    words = sys.argv[1:] if arguments is None else arguments
     code, ended = _run(arguments)
     try:
-        _tell(place, ended)
+        _tell(words, ended)
     except (StoppedError, KeyboardInterrupt):  # a signal raises once, and here it comes too late
-        _tell(place, ended)
+        _tell(words, ended)
     return code
 
 
@@ -220,7 +267,9 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, dict[str, Any] | None]:
     if isinstance(ended, dict):
         return 0, ended
     # Typer ends an interrupted command with this code, and without a word.
-    return _failed("interrupted", ended) if ended == EXIT_INTERRUPTED else (ended or 0, None)
+    return (
+        _failed("interrupted", ended) if ended == verdict.EXIT_INTERRUPTED else (ended or 0, None)
+    )
 
 
 def _what_is_wrong(error: typer.TyperException) -> str:
@@ -234,20 +283,27 @@ def _failed(message: str, code: int) -> tuple[int, dict[str, Any]]:
     return code, verdict.failure(message, code)
 
 
-def _tell(place: str | None, ended: dict[str, Any] | None) -> None:
+def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
     """Say what went wrong, if anything did, and leave the verdict in its place."""
     if ended is None:
         return
+    # As the log of the run has it, even where the flags could not be understood.
+    wanted = verdict.given(words, os.environ, "--log") if words[:1] == ["train"] else "text"
+    progress = Progress(wanted or "auto", sys.stderr)
     if ended["code"] != 0:
-        line = f"{PROGRAM}: error: {ended['error']} (exit {ended['code']})"
-        write_line(sys.stderr, line)
+        progress.event("failed", error=ended["error"], code=ended["code"])
+    place = verdict.place(words, os.environ)
     if (refusal := verdict.write(place, ended)) is not None:
-        write_line(sys.stderr, f"{PROGRAM}: warning: {refusal}")
+        progress.event("verdict_not_written", reason=refusal)
 
 
 def entry_point() -> None:
     """Run the command that the process was started with, and exit with its code."""
-    code = main()
+    try:
+        code = main()
+        signals.ignore()  # what comes from now on comes too late
+    except (StoppedError, KeyboardInterrupt):  # too late as well: the command has ended
+        code = StoppedError.exit_code
     if watchdog.is_supervised():
         # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.
         os._exit(code)

@@ -8,12 +8,13 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from job.errors import UsageError
-from job.storage import uris
+from job.storage import Place, parse
 
 ModelName = Literal["mlp", "cnn"]
 Schedule = Literal["linear", "cosine", "constant"]
@@ -21,14 +22,15 @@ Augmentation = Literal["none", "shift"]
 Strategy = Literal["auto", "cpu", "gpu", "mirrored", "multiworker"]
 Precision = Literal["float32", "mixed_bfloat16"]
 
-EMBEDDED_DATA = "mnist"
+EMBEDDED = Place("file", "", str(Path(__file__).parent / "assets" / "mnist.npz"), "mnist")
+"""The data set in the box, which goes by a name of its own."""
 RESERVED_RUN_IDS = ("champion",)  # holds the log of promoted models, beside the runs
 
 # Also a legal Kubernetes label value and one segment of any object name.
 _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # Where a run goes, and what it runs on, don't change which run it is.
 _NOT_IDENTITY = (
-    *("output", "run_id", "strategy", "require_gpu"),
+    *("output", "run_id", "place", "data_place", "strategy", "require_gpu"),
     *("checkpoint_seconds", "time_limit", "peer_timeout"),
 )
 
@@ -45,7 +47,7 @@ class RunConfig:
     """Folder or URI prefix; the run is published at `<output>/<run_id>/`."""
     run_id: str
     """Names the run: the same id and config continue or find the same run."""
-    data: str = EMBEDDED_DATA
+    data: str = EMBEDDED.text
     """`mnist` for the embedded data set, or the URI of one."""
     model: ModelName = "mlp"
     """Name of an architecture in `job.training.model`."""
@@ -77,11 +79,15 @@ class RunConfig:
     """Seconds to wait for the other workers before the training starts."""
     augment: Augmentation = "none"
     """`shift` moves each training image by up to two pixels, anew in every epoch."""
+    place: Place = field(init=False, repr=False)
+    """Folder that the run is published in."""
+    data_place: Place = field(init=False, repr=False)
+    """Where the data set lies."""
 
     def __post_init__(self) -> None:
-        uris.check(self.output, "--output")
         check_run_id(self.run_id)
-        check_data(self.data)
+        object.__setattr__(self, "place", parse(self.output, "--output") / self.run_id)
+        object.__setattr__(self, "data_place", parse_data(self.data))
         _check_choice("--model", self.model, ModelName)
         _check_choice("--strategy", self.strategy, Strategy)
         _check_choice("--precision", self.precision, Precision)
@@ -106,11 +112,6 @@ class RunConfig:
         for name in ("learning_rate", "weight_decay", "label_smoothing"):
             # 1 and -0.0 equal 1.0 and 0.0, and so must their digests.
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
-
-    @property
-    def run_uri(self) -> str:
-        """URI of the folder that the run is published in."""
-        return uris.join(self.output, self.run_id)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -160,13 +161,13 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def check_data(data: str) -> str:
-    """Return `data` unchanged if it names a data set.
+def parse_data(text: str) -> Place:
+    """Return where the data set that `text` names lies.
 
     Raises:
-        UsageError: it is neither the embedded set nor a URI the job accepts.
+        UsageError: it is neither the embedded set nor a place the job accepts.
     """
-    return data if data == EMBEDDED_DATA else uris.check(data, "--data")
+    return EMBEDDED if text == EMBEDDED.text else parse(text, "--data")
 
 
 def fresh_run_id(model: str) -> str:

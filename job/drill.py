@@ -17,6 +17,8 @@ import numpy as np
 
 from job.errors import JobError, StoppedError
 from job.results import publishing
+from job.results.publishing import RunFolder
+from job.storage import Place
 from job.training import checkpoint
 
 BRIEF = ("--epochs", "2")  # unless the flags say otherwise: the proof needs no long training
@@ -101,7 +103,8 @@ def _compare(one: Path, other: Path) -> str:
     histories = [[_untimed(epoch) for epoch in state.history] for state in states]
     if histories[0] != histories[1]:
         raise JobError("the drill failed: the histories of the two runs differ")
-    files = (publishing.WEIGHTS, publishing.ARCHIVE)
+    folder = _folder(one)
+    files = (folder.weights.name, folder.archive.name)
     for name in files:
         if (one / name).read_bytes() != (other / name).read_bytes():
             raise JobError(f"the drill failed: {name} differs between the two runs")
@@ -112,7 +115,7 @@ def _compare(one: Path, other: Path) -> str:
 
 
 def _last_state(run: Path) -> checkpoint.State:
-    path = max((run / checkpoint.FOLDER).glob("*.safetensors"))
+    path = max(_folder(run).checkpoints.path.glob("*.safetensors"))
     return checkpoint.from_bytes(path.read_bytes(), str(path))
 
 
@@ -121,4 +124,8 @@ def _untimed(epoch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(run: Path) -> dict[str, Any]:
-    return publishing.read_json(str(run / publishing.METRICS))
+    return publishing.read_json(_folder(run).metrics)
+
+
+def _folder(run: Path) -> RunFolder:
+    return RunFolder(Place.of(run))

@@ -3,18 +3,39 @@
 Each flag can be given as an environment variable, `MNIST_JOB_` and its name: `MNIST_JOB_EPOCHS=3`.
 """
 
+import difflib
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
 from job import config
-from job.process.progress import LogFormat
+from job.process.progress import LogFormat, Progress
+
+PREFIX = "MNIST_JOB_"
+_INTERNAL = f"{PREFIX}INTERNAL_"  # what the job tells processes of its own
+_variables: set[str] = set()
 
 
 def _flag(name: str, text: str) -> Any:
     """Return the flag `--name`, which the environment can give as well."""
-    variable = "MNIST_JOB_" + name.upper().replace("-", "_")
+    variable = PREFIX + name.upper().replace("-", "_")
+    _variables.add(variable)
     return typer.Option(f"--{name}", envvar=variable, help=text)
+
+
+def warn_of_unknown_variables(environment: Mapping[str, str], progress: Progress) -> None:
+    """Report each variable that looks like a flag of some command and is none: a slip, most likely.
+
+    A warning and not an error: an image may be older than the manifest that starts it.
+    """
+    known = {name.removeprefix(PREFIX) for name in _variables}
+    for name in sorted(environment):
+        given = name.removeprefix(PREFIX)
+        if name.startswith(PREFIX) and not name.startswith(_INTERNAL) and given not in known:
+            nearest = difflib.get_close_matches(given, sorted(known), n=1)
+            near = PREFIX + nearest[0] if nearest else None
+            progress.event("unknown_variable", variable=name, nearest=near)
 
 
 Data = Annotated[
@@ -25,6 +46,12 @@ Data = Annotated[
     ),
 ]
 Model = Annotated[config.ModelName, _flag("model", "Architecture.")]
+RunData = Annotated[
+    str | None, _flag("data", "Data set whose test images to use. [default: the run's own]")
+]
+RunModel = Annotated[
+    config.ModelName | None, _flag("model", "Architecture. [default: that of the run]")
+]
 
 StorageTimeout = Annotated[
     float,

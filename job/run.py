@@ -7,25 +7,32 @@ before that. The rooms that need TensorFlow are imported after it.
 import contextlib
 import os
 import platform
-from dataclasses import asdict
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from job import __version__
+from job import __version__, storage
 from job.config import RunConfig
 from job.data import source
-from job.errors import TemporaryError
-from job.process import runtime
+from job.data.source import Dataset
+from job.errors import ConflictError, JobError, TemporaryError
+from job.process import runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
-from job.results import publishing
+from job.results import metrics, publishing
+from job.results.publishing import RunFolder
+from job.storage import Place
 from job.training.checkpoint import Checkpoints, State
 from job.workers.cluster import Cluster
 
 if TYPE_CHECKING:
-    from job.training.strategy import Devices
+    import keras
 
-SCHEMA_VERSION = 1
+    from job.results.evaluation import Scores
+    from job.training.strategy import Devices
+    from job.workers.collectives import Collectives
+
+END_SECONDS = 5.0  # of the 30 that Kubernetes gives a pod to end
 
 
 def train_run(
@@ -40,160 +47,207 @@ def train_run(
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.
     """
-    if (document := publishing.finished(config)) is not None:
-        progress.event("already_complete", **_summary(config, document))
+    folder = RunFolder(config.place)
+    if (document := folder.finished(config)) is not None:
+        _check_data(document, config, progress)
+        progress.event("already_complete", **metrics.summary(str(folder.place), document))
         return document
 
-    started = datetime.now(UTC).isoformat(timespec="milliseconds")
     watch = runtime.Stopwatch()
-    loading = runtime.beside(lambda: source.load(config.data))
+    loading = runtime.beside(lambda: source.load(config.data_place))
     with preemption.deferred():
         runtime.prepare_tensorflow()
-        runtime.import_tensorflow()
+        versions = runtime.import_tensorflow()
     import_seconds = watch.lap()
     dataset = loading.result()
     config.check_examples(len(dataset.x_train))
     progress.event("data_loaded", **dataset.facts())
-    checkpoints = Checkpoints(config.run_uri, config.checkpoint_seconds, progress)
-    attempt, state = _begin(config, dataset, cluster, checkpoints, started, progress)
-    load_seconds = watch.lap()
-    with preemption.deferred():
-        runtime.limit_threads(state.cores)
-        from job.results import evaluation, weights  # noqa: PLC0415
-        from job.training import model, strategy, train  # noqa: PLC0415
-        from job.workers.collectives import Collectives  # noqa: PLC0415
-
-        progress.beat()
-        chosen = strategy.choose(config.strategy, cluster.workers, require_gpu=config.require_gpu)
-        preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow
-        environment = _environment(strategy.describe(chosen), state.cores, cluster)
-        progress.event("device_chosen", devices=environment["devices"], cores=environment["cores"])
-        with chosen.scope():
-            net = model.build(
-                config.model,
-                dataset.image_shape,
-                dataset.classes,
-                seed=config.seed,
-                precision=config.precision,
+    state = _state_to_begin_with(config, dataset, cluster)
+    facts = _facts(config, cluster, versions, state.cores)
+    attempts = _claim(folder, config, dataset, cluster, facts, progress)
+    attempt = attempts[-1]["attempt"] if attempts else 0
+    with _leaving_a_verdict(folder, attempt, progress):
+        checkpoints = Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress)
+        if attempt > 1:
+            state = _restore(checkpoints, state, progress)
+        load_seconds = watch.lap()
+        with preemption.deferred():
+            net, collectives, devices = _prepare(
+                config, dataset, cluster, state, preemption, progress
             )
-        collectives = Collectives(chosen, cluster.workers)
-        collectives.check_alike("data", dataset.fingerprint)
-    trained = train.train(
-        net, dataset, config, collectives, checkpoints, state, preemption, progress
-    )
-    if not collectives.is_chief:
-        collectives.wait()  # until the chief has published: what it can't do, all must do again
-        progress.event("worker_done", worker=cluster.workers.index)
-        return publishing.finished(config)
+        from job.training import train  # noqa: PLC0415
 
-    with preemption.deferred():
+        trained = train.train(
+            net, dataset, config, collectives, checkpoints, state, preemption, progress
+        )
+        if not collectives.is_chief:
+            collectives.wait()  # until the chief has published: what it can't do, all do again
+            progress.event("worker_done", worker=cluster.workers.index)
+            return folder.finished(config)
+
         watch.lap()
-        final = model.for_publishing(net)
-        scores = evaluation.evaluate(net, dataset.x_test, dataset.y_test)
+        with preemption.deferred():
+            scores, files = _score(net, dataset, folder)
         evaluate_seconds = watch.lap()
         progress.beat()
-        files = {
-            publishing.WEIGHTS: weights.to_hdf5(final),
-            publishing.ARCHIVE: weights.to_keras_archive(final),
-        }
-    artifacts = publishing.publish(config.run_uri, files)
-    publish_seconds = watch.lap()
-    progress.beat()
-    used = runtime.usage()
-    document = publishing.complete(
-        config,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": config.run_id,
-            "status": "complete",
-            "started": started,
-            "attempts": attempt,
-            "config_sha256": config.digest,
-            "config": config.identity,
-            "model": {"name": config.model, "parameters": net.count_params()},
-            "data": dataset.facts(),
-            "test": asdict(scores),
-            "train": {
-                "epochs": trained.epochs,
-                "steps": trained.steps,
-                "resumed_step": trained.resumed_step,
-                "history": list(trained.history),
-            },
-            "timing": {
-                "import_seconds": import_seconds,
-                "load_seconds": load_seconds,
-                "compile_seconds": trained.compile_seconds,
-                "train_seconds": trained.train_seconds,
-                "evaluate_seconds": evaluate_seconds,
-                "publish_seconds": publish_seconds,
-                "total_seconds": used.wall_seconds,
-                "images_per_second": trained.images_per_second,
-            },
-            "resources": {
-                "peak_memory_mib": used.peak_memory_mib,
-                "cpu_seconds": used.cpu_seconds,
-            },
-            "environment": environment,
-            "artifacts": [asdict(artifact) for artifact in artifacts],
-        },
-    )
+        artifacts = folder.publish(files)
+        seconds = metrics.Seconds(import_seconds, load_seconds, evaluate_seconds, watch.lap())
+        progress.beat()
+        document = metrics.document(
+            config=config,
+            dataset=dataset,
+            attempts=attempts,
+            environment=_environment(devices, facts, cluster),
+            parameters=net.count_params(),
+            trained=trained,
+            scores=scores,
+            artifacts=artifacts,
+            seconds=seconds,
+        )
+        document = folder.complete(config, document)
     checkpoints.prune(keep=1)
     with contextlib.suppress(TemporaryError):  # published is published, whoever is still there
         collectives.wait()
-    progress.event("complete", **_summary(config, document))
+    progress.event("complete", **metrics.summary(str(folder.place), document))
     return document
 
 
-def _begin(
-    config: RunConfig,
-    dataset: source.Dataset,
-    cluster: Cluster,
-    checkpoints: Checkpoints,
-    started: str,
-    progress: Progress,
-) -> tuple[int, State]:
-    """Return the number of this attempt at the run, and the state that it goes on from.
+def _check_data(document: dict[str, Any], config: RunConfig, progress: Progress) -> None:
+    """See that a complete run was made of what lies at `config.data` now, if that can be seen.
 
-    Workers other than the chief learn both, as far as they need them, from the chief.
+    Raises:
+        ConflictError: it was made of other data.
     """
+    try:
+        fingerprint = source.load(config.data_place).fingerprint
+    except JobError as error:  # published is published, even where the data is gone
+        progress.event("data_not_compared", reason=str(error))
+        return
+    if document.get("data", {}).get("fingerprint") != fingerprint:
+        raise ConflictError(
+            f"{config.place} is complete, but was made of other data than lie at {config.data} "
+            "now: nothing was overwritten; choose another --run-id"
+        )
+
+
+def _state_to_begin_with(config: RunConfig, dataset: Dataset, cluster: Cluster) -> State:
     cores = runtime.available_cores(container_limit=cluster.cpu_limit)
-    state = State({"config": config.digest, "data": dataset.fingerprint}, cores)
-    if not cluster.workers.is_chief:
-        return 0, state
-    attempt = publishing.claim(config, dataset.fingerprint, cluster, started)
-    progress.event("attempt_started", run=config.run_uri, attempt=attempt)
-    if attempt > 1 and (restored := checkpoints.restore(state.owner)) is not None:
-        progress.event("resumed", step=restored.step, cores=restored.cores)
-        return attempt, restored
-    return attempt, state
+    return State({"config": config.digest, "data": dataset.fingerprint}, cores)
 
 
-def _environment(devices: "Devices", cores: int, cluster: Cluster) -> dict[str, Any]:
+def _facts(
+    config: RunConfig, cluster: Cluster, versions: dict[str, str], cores: int
+) -> dict[str, Any]:
+    """Return who begins an attempt, when, and with what, for its record."""
     return {
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "job_version": __version__,
         "git_commit": runtime.git_commit(os.environ),
         "python": platform.python_version(),
-        "tensorflow": devices.tensorflow,
-        "keras": devices.keras,
+        **versions,
         "platform": runtime.platform_name(),
         "cores": cores,
-        "strategy": devices.strategy,
+        "strategy": config.strategy,
         "workers": cluster.workers.count,
-        "replicas": devices.replicas,
-        "devices": list(devices.devices),
         **cluster.names,
     }
 
 
-def _summary(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
-    """Return what a person wants to know first of a complete run."""
+def _claim(
+    folder: RunFolder,
+    config: RunConfig,
+    dataset: Dataset,
+    cluster: Cluster,
+    facts: dict[str, Any],
+    progress: Progress,
+) -> list[dict[str, Any]]:
+    """Return the records of all attempts at the run, this one last; the chief alone has any."""
+    if not cluster.workers.is_chief:
+        return []
+    attempts = folder.claim(config, dataset.fingerprint, facts)
+    progress.event("attempt_started", run=str(folder.place), attempt=attempts[-1]["attempt"])
+    return attempts
+
+
+def _restore(checkpoints: Checkpoints, state: State, progress: Progress) -> State:
+    """Return the newest state of the run that verifies, or `state` if none was saved."""
+    restored = checkpoints.restore(state.owner)
+    if restored is None:
+        return state
+    progress.event("resumed", step=restored.step, cores=restored.cores)
+    return restored
+
+
+@contextlib.contextmanager
+def _leaving_a_verdict(folder: RunFolder, attempt: int, progress: Progress) -> Iterator[None]:
+    """Write beside the attempt how it ended if it fails or is stopped: a pod's log goes with it."""
+    try:
+        yield
+    except BaseException as error:
+        if attempt:
+            record = publishing.to_json(verdict.of_error(error))
+            # Aside, and not for long: SIGKILL follows SIGTERM, and a store may not answer.
+            writing = runtime.beside(lambda: storage.create(folder.end(attempt), record))
+            try:
+                writing.result(END_SECONDS)
+            except (JobError, TimeoutError) as lost:
+                progress.event("end_not_recorded", reason=str(lost) or "no answer in time")
+        raise
+
+
+def _prepare(
+    config: RunConfig,
+    dataset: Dataset,
+    cluster: Cluster,
+    state: State,
+    preemption: Preemption,
+    progress: Progress,
+) -> tuple["keras.Model", "Collectives", "Devices"]:
+    """Choose the devices, make the model on them, and connect to the other workers."""
+    runtime.limit_threads(state.cores)
+    from job.training import model, strategy  # noqa: PLC0415
+    from job.workers.collectives import Collectives  # noqa: PLC0415
+
+    progress.beat()
+    chosen = strategy.choose(config.strategy, cluster.workers, require_gpu=config.require_gpu)
+    preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow
+    devices = strategy.describe(chosen)
+    progress.event("device_chosen", devices=list(devices.devices), cores=state.cores)
+    with chosen.scope():
+        net = model.build(
+            config.model,
+            dataset.image_shape,
+            dataset.classes,
+            seed=config.seed,
+            precision=config.precision,
+        )
+    collectives = Collectives(chosen, cluster.workers)
+    collectives.check_alike("data", dataset.fingerprint)
+    return net, collectives, devices
+
+
+def _score(
+    net: "keras.Model", dataset: Dataset, folder: RunFolder
+) -> tuple["Scores", dict[Place, bytes]]:
+    """Return the scores of what will be published, and its files."""
+    from job.results import evaluation, weights  # noqa: PLC0415
+    from job.training import model  # noqa: PLC0415
+
+    plain = model.in_float32(net)
+    scores = evaluation.evaluate(plain, dataset.x_test, dataset.y_test)
+    final = model.with_probabilities(plain)
+    return scores, {
+        folder.weights: weights.to_hdf5(final),
+        folder.archive: weights.to_keras_archive(final),
+    }
+
+
+def _environment(devices: "Devices", facts: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
+    """Return what the run really ran on, for its metrics."""
     return {
-        "run": config.run_uri,
-        "accuracy": document["test"]["accuracy"],
-        "accuracy_interval_95": document["test"]["accuracy_interval_95"],
-        "examples": document["test"]["examples"],
-        "total_seconds": document["timing"]["total_seconds"],
-        "train_seconds": document["timing"]["train_seconds"],
-        "images_per_second": document["timing"]["images_per_second"],
-        "files": [*(artifact["path"] for artifact in document["artifacts"]), publishing.METRICS],
+        **{name: value for name, value in facts.items() if name != "started"},
+        "strategy": devices.strategy,
+        "workers": cluster.workers.count,
+        "replicas": devices.replicas,
+        "devices": list(devices.devices),
     }

@@ -14,6 +14,7 @@ import servers
 
 from job import storage
 from job.cli import main
+from job.config import EMBEDDED
 from job.data import source
 from job.process import runtime
 
@@ -100,9 +101,9 @@ def faulty(store: servers.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[f
 
 
 @pytest.fixture
-def place(store: servers.Server) -> str:
-    """Return the URI of a folder in `store` that nobody else uses."""
-    return f"{store.root}/{secrets.token_hex(8)}"
+def place(store: servers.Server) -> storage.Place:
+    """Return a folder in `store` that nobody else uses."""
+    return storage.parse(f"{store.root}/{secrets.token_hex(8)}")
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 @pytest.fixture(scope="session")
 def mnist() -> source.Dataset:
     """Return the embedded data set."""
-    return source.load("mnist")
+    return source.load(EMBEDDED)
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ import rehearsal
 import servers
 from aiobotocore import session
 
-from job.storage import retrying
-from job.storage.remote import Remote
+from job.storage import Place, parse, retrying
+from job.storage.objects import Objects
 
 TIMEOUT_SECONDS = 1.0
 SLACK_SECONDS = 10.0  # for a machine with other things to do
@@ -43,11 +43,12 @@ class Case:
 class Life:
     """Lives of runs, each in a folder of its own, with their requests by way of a proxy."""
 
-    def __init__(self, server: servers.Server, proxy: faults.Proxy, data: str) -> None:
+    def __init__(self, server: servers.Server, proxy: faults.Proxy, data: Place) -> None:
         """Take the data set from the store as well, so that reading it is part of the life."""
         self._server, self._proxy, self._data = server, proxy, data
         with mock.patch.dict(os.environ, server.environment()):
-            self._direct = Remote(retrying.Patience(60, lambda *_, **__: None), anonymous=False)
+            patience = retrying.Patience(60, lambda *_, **__: None)
+            self._direct = Objects(data.kind, patience, anonymous=False)
             self._direct.exists(data)  # connects, while the environment says where to
 
     def unspoiled(self) -> list[faults.Request]:
@@ -76,9 +77,9 @@ class Life:
 
     def _live(self, case: Case) -> Case:
         run_id = secrets.token_hex(8)
-        run = f"{self._server.root}/matrix/{run_id}"
+        run = parse(f"{self._server.root}/matrix/{run_id}")
         flags = ("--output", f"{self._server.root}/matrix", "--run-id", run_id)
-        flags += ("--data", self._data, "--cache", "none", "--batch-size", "1")
+        flags += ("--data", str(self._data), "--cache", "none", "--batch-size", "1")
         flags += ("--storage-timeout", str(TIMEOUT_SECONDS))
         codes: list[int] = []
         wrong: list[str] = []
@@ -114,6 +115,9 @@ class Life:
         # An old checkpoint that can't be removed costs room only.
         if hit and case.fault in faults.REFUSING and case.request.method != "DELETE":
             wanted = 77
+        told = {event["event"] for event in ended.events}
+        if {"already_complete", "data_not_compared"} <= told:  # its data is looked at in vain
+            wanted = 0
         if ended.code != wanted:
             yield f"exit {ended.code} instead of {wanted}: {ended.error.strip()}"
         retries = [event for event in ended.events if event["event"] == "storage_retry"]

@@ -7,6 +7,7 @@ which `test_rehearsal.py` checks against one.
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import sys
@@ -18,11 +19,11 @@ from unittest import mock
 
 import numpy as np
 
-import job
 from job import cli
 from job.errors import StoppedError
 from job.process import runtime
-from job.storage.remote import Remote
+from job.storage import Place
+from job.storage.objects import Objects
 from job.training import checkpoint
 
 STOP_STEP, LAST_STEP = 30, 70
@@ -76,12 +77,16 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
     collectives = SimpleNamespace(is_chief=True, check_alike=lambda *_: None, wait=lambda: None)
     chosen = SimpleNamespace(scope=contextlib.nullcontext)
     content: dict[str, dict[str, Any]] = {
-        "training": {"train": train},
-        "evaluation": {"evaluate": lambda *_: Scores()},
-        "model": {"build": lambda *_, **__: net, "for_publishing": lambda found: found},
-        "strategy": {"choose": lambda *_, **__: chosen, "describe": lambda _: devices},
-        "collectives": {"Collectives": lambda *_: collectives},
-        "weights": {"to_hdf5": lambda _: WEIGHTS, "to_keras_archive": lambda _: ARCHIVE},
+        "training.train": {"train": train},
+        "results.evaluation": {"evaluate": lambda *_: Scores()},
+        "training.model": {
+            "build": lambda *_, **__: net,
+            "in_float32": lambda found: found,
+            "with_probabilities": lambda found: found,
+        },
+        "training.strategy": {"choose": lambda *_, **__: chosen, "describe": lambda _: devices},
+        "workers.collectives": {"Collectives": lambda *_: collectives},
+        "results.weights": {"to_hdf5": lambda _: WEIGHTS, "to_keras_archive": lambda _: ARCHIVE},
     }
     modules = {}
     for name, members in content.items():
@@ -96,8 +101,9 @@ def _without_tensorflow(*, stop: bool) -> Iterator[None]:
     real = {name: sys.modules.get(name) for name in modules}
     with contextlib.ExitStack() as stack:
         for name, module in modules.items():
-            short = name.removeprefix("job.")
-            stack.enter_context(mock.patch.object(job, short, module, create=True))
+            wing, _, room = name.rpartition(".")
+            front = importlib.import_module(wing)
+            stack.enter_context(mock.patch.object(front, room, module, create=True))
         for name in ("prepare_tensorflow", "import_tensorflow"):
             stack.enter_context(mock.patch.object(runtime, name))
         # Not mock.patch.dict, which would forget all that is imported meanwhile.
@@ -124,31 +130,39 @@ def train(*flags: str, stop: bool = False) -> Ended:
     return Ended(code, [json.loads(line) for line in out.getvalue().splitlines()], err.getvalue())
 
 
-def look(storage: Remote, run: str) -> list[str]:
+def _bytes(storage: Objects, place: Place) -> bytes:
+    return storage.read(place, 10**7)[0]
+
+
+def look(storage: Objects, run: Place) -> list[str]:
     """Return what is wrong in the folder of a run, seen without any fault in between."""
     wrong = []
-    attempts = storage.names(f"{run}/attempts")
+    names = storage.names(run / "attempts")
+    ends = {name for name in names if name.endswith("-end.json")}
+    attempts = [name for name in names if name not in ends]
     if attempts != [f"{number:04}.json" for number in range(1, len(attempts) + 1)]:
         wrong.append(f"attempts {attempts}")
-    for name in attempts:
-        json.loads(storage.read(f"{run}/attempts/{name}", 10**6))
-    for name in storage.names(f"{run}/checkpoints"):
-        content = storage.read(f"{run}/checkpoints/{name}", 10**7)
+    if not ends <= {name.replace(".json", "-end.json") for name in attempts}:
+        wrong.append(f"ends {ends} of the attempts {attempts}")
+    for name in names:
+        json.loads(_bytes(storage, run / f"attempts/{name}"))
+    for name in storage.names(run / "checkpoints"):
+        content = _bytes(storage, run / f"checkpoints/{name}")
         if hashlib.sha256(content).hexdigest() not in name:
             wrong.append(f"{name} is torn")
     published = {"model_weights.h5": WEIGHTS, "model.keras": ARCHIVE}
     for name, content in published.items():
-        if storage.exists(f"{run}/{name}") and storage.read(f"{run}/{name}", 10**7) != content:
+        if storage.exists(run / f"{name}") and _bytes(storage, run / f"{name}") != content:
             wrong.append(f"{name} has other bytes")
-    if storage.exists(f"{run}/metrics.json"):
-        metrics = json.loads(storage.read(f"{run}/metrics.json", 10**7))
+    if storage.exists(run / "metrics.json"):
+        metrics = json.loads(_bytes(storage, run / "metrics.json"))
         for artifact in metrics["artifacts"]:
-            content = storage.read(f"{run}/{artifact['path']}", 10**7)
+            content = _bytes(storage, run / f"{artifact['path']}")
             if hashlib.sha256(content).hexdigest() != artifact["sha256"]:
                 wrong.append(f"{artifact['path']} is not what metrics.json says")
     return wrong
 
 
-def steps_saved(storage: Remote, run: str) -> list[int]:
+def steps_saved(storage: Objects, run: Place) -> list[int]:
     """Return the steps of the checkpoints of a run."""
-    return [int(name.partition("-")[0]) for name in storage.names(f"{run}/checkpoints")]
+    return [int(name.partition("-")[0]) for name in storage.names(run / "checkpoints")]

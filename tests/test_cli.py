@@ -3,13 +3,18 @@
 import json
 import os
 import re
+import shlex
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
 
 from job import cli, run, storage
+from job.errors import StoppedError, TemporaryError
+from job.process import verdict
 from job.results import inference
 
 TRAIN_FLAGS = [
@@ -30,8 +35,12 @@ def assert_one_line(finished, code, *words):
     assert finished.code == code, finished
     assert finished.out == ""
     assert finished.err.count("\n") == 1
-    assert finished.err.startswith("mnist-job: error: ")
-    assert finished.err.endswith(f"(exit {code})\n")
+    if finished.err.startswith("{"):  # in the form of the run's log
+        said = json.loads(finished.err)
+        assert (said["event"], said["level"], said["code"]) == ("failed", "error", code)
+    else:
+        assert finished.err.startswith("mnist-job: error: ")
+        assert finished.err.endswith(f"(exit {code})\n")
     for word in words:
         assert word in finished.err
 
@@ -327,7 +336,7 @@ def test_workers_that_are_not_there(command, small_mnist, tmp_path):
 
 def test_codes_of_the_command_line_are_named_once():
     assert cli.EXIT_BUG == 70
-    assert cli.EXIT_INTERRUPTED == 130
+    assert verdict.EXIT_INTERRUPTED == 130
 
 
 def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small_mnist, tmp_path):
@@ -340,8 +349,133 @@ def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small
     assert json.loads(report.read_text())["test"] == published
     into_folder = command("evaluate", *words, "--output", tmp_path)
     assert f"{tmp_path}/{inference.REPORT}" in into_folder.out
+    assert command("evaluate", *words, "--output", report).code == 0  # it says the same
+    report.write_text(report.read_text().replace('"correct"', '"wrong"'))
     again = command("evaluate", *words, "--output", report)
     assert again.code == 73  # an evaluation is not overwritten either
+    assert "choose another --output" in again.err
+    assert "--run-id" not in again.err
+
+
+def test_evaluate_and_predict_take_model_and_data_from_the_run(command, small_mnist, tmp_path):
+    flags = ["--data", small_mnist, "--epochs", 1, "--model", "cnn", "--batch-size", 200]
+    assert command("train", *flags, "--output", tmp_path, "--run-id", "cnn").code == 0
+    published = json.loads((tmp_path / "cnn" / "metrics.json").read_text())["test"]
+    scored = command("evaluate", "--weights", tmp_path / "cnn")
+    assert scored.code == 0
+    assert f"{published['correct']:,} of 505" in scored.out
+    assert scored.err == ""
+    shown = command("predict", "--weights", tmp_path / "cnn", "--num-images", 505)
+    rows = [line.split() for line in shown.out.splitlines()[1:]]
+    assert sum(row[1] == row[3] for row in rows) == published["correct"]
+    assert command("predict", "--weights", tmp_path / "cnn", "--start", 505).code == 64
+
+
+def test_other_data_than_the_runs_are_told(command, mnist, trained, tmp_path):
+    other = tmp_path / "other.npz"
+    part = {"x_train": mnist.x_train[:20], "y_train": mnist.y_train[:20]}
+    np.savez(other, **part, x_test=mnist.x_test[:30], y_test=mnist.y_test[:30])
+    scored = command("evaluate", "--weights", trained, "--data", other)
+    assert scored.code == 0
+    assert "of 30;" in scored.out
+    assert "were trained on other data" in scored.err
+
+
+def test_a_run_of_a_model_that_nobody_knows(command, trained, tmp_path):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    metrics["config"]["model"] = "resnet"
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    (tmp_path / "model_weights.h5").write_bytes((trained / "model_weights.h5").read_bytes())
+    assert_one_line(command("evaluate", "--weights", tmp_path), 65, "'resnet'", "--model")
+
+
+@pytest.mark.parametrize("config", [None, [], {"model": 7, "data": 8}, {"data": "mnist"}])
+def test_metrics_of_somebody_else_are_no_bug(command, trained, small_mnist, tmp_path, config):
+    (tmp_path / "metrics.json").write_text(json.dumps({"config": config, "data": "x"}))
+    (tmp_path / "model_weights.h5").write_bytes((trained / "model_weights.h5").read_bytes())
+    assert command("evaluate", "--weights", tmp_path, "--data", small_mnist).code == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (StoppedError("stopped"), 143, "stopped"),
+        (TemporaryError("--time-limit 3 reached"), 75, "--time-limit 3 reached"),
+        (KeyboardInterrupt(), 130, "interrupted, the work is saved"),
+    ],
+)
+@pytest.mark.parametrize("named", [[], ["--run-id", "mine"], ["--run-id=mine"]])
+def test_every_stop_gives_the_command_that_goes_on(monkeypatch, capfd, raised, code, said, named):
+    """Without the fresh run id, the same words would begin another run."""
+    seen = []
+
+    def stop(config, *_):
+        seen.append(config.run_id)
+        raise raised
+
+    monkeypatch.setattr(run, "train_run", stop)
+    words = ["train", "--output", "an output", "--log", "text", *named]
+    monkeypatch.setattr(sys, "argv", ["mnist-job", *words])
+    assert cli.main() == code
+    error = capfd.readouterr().err
+    assert error.startswith(f"mnist-job: error: {said}; go on with: mnist-job train ")
+    command = shlex.split(error.partition("go on with: ")[2].rpartition(" (exit")[0])
+    assert command[: len(words) + 1] == ["mnist-job", *words]
+    assert cli.main(command[1:]) == code
+    assert len(set(seen)) == 1
+
+
+def test_an_unknown_variable_is_told_with_the_nearest_known_one(command, monkeypatch):
+    monkeypatch.setattr(run, "train_run", lambda *_: METRICS)
+    monkeypatch.setenv("MNIST_JOB_EPOCH", "3")
+    monkeypatch.setenv("MNIST_JOB_ZZZZZZ", "3")
+    monkeypatch.setenv("MNIST_JOB_WEIGHTS", "a variable of another command")
+    done = command("train")
+    assert done.code == 0
+    told = [json.loads(line) for line in done.out.splitlines()]
+    assert [(line["event"], line["variable"], line["nearest"]) for line in told] == [
+        ("unknown_variable", "MNIST_JOB_EPOCH", "MNIST_JOB_EPOCHS"),
+        ("unknown_variable", "MNIST_JOB_ZZZZZZ", None),
+    ]
+
+
+def test_the_failure_has_the_form_of_the_log(command):
+    """A collector that reads JSON reads the failure too; a person reads a sentence."""
+    failed = json.loads(command("train", "--epochs", 0, "--log", "json").err)
+    assert (failed["level"], failed["event"], failed["code"]) == ("error", "failed", 64)
+    text = command("train", "--epochs", 0, "--log", "text").err
+    assert text == f"mnist-job: error: {failed['error']} (exit 64)\n"
+
+
+LATE = """
+import atexit, sys, time
+from job import cli
+from job.process.preemption import Preemption
+
+def main():
+    preemption = Preemption()
+    preemption.install()
+    return 0
+
+def wait():
+    print("ending", flush=True)
+    time.sleep(5)
+
+atexit.register(wait)
+cli.main = main
+cli.entry_point()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_after_the_commands_end_changes_nothing(number):
+    with subprocess.Popen(
+        [sys.executable, "-c", LATE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "ending\n"
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
 
 
 HEAVY = (

@@ -11,17 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.config import (
-    EMBEDDED_DATA,
+    EMBEDDED,
     RESERVED_RUN_IDS,
     RunConfig,
-    check_data,
     check_run_id,
     fresh_run_id,
+    parse_data,
 )
 from job.errors import UsageError
+from job.storage import parse
 
 CONFIG = RunConfig(run_id="r1", epochs=10, seed=0)
-FIELDS = [field.name for field in fields(RunConfig)]
+FIELDS = [field.name for field in fields(RunConfig) if field.init]
 NOT_IDENTITY = {
     *("output", "run_id", "strategy", "require_gpu"),
     *("checkpoint_seconds", "time_limit", "peer_timeout"),
@@ -157,8 +158,8 @@ def test_a_gpu_is_not_required_of_a_cpu() -> None:
 
 
 def test_the_embedded_data_set_needs_no_uri() -> None:
-    assert check_data(EMBEDDED_DATA) == EMBEDDED_DATA
-    assert check_data("some/where.npz") == "some/where.npz"
+    assert parse_data("mnist") == EMBEDDED
+    assert str(parse_data("some/where.npz")) == "some/where.npz"
 
 
 @pytest.mark.parametrize("run_id", BAD_RUN_IDS, ids=lambda run_id: ascii(run_id)[:20])
@@ -172,7 +173,7 @@ def test_a_bad_run_id_is_refused(run_id: str) -> None:
 @pytest.mark.parametrize("run_id", GOOD_RUN_IDS)
 def test_a_good_run_id_is_accepted(run_id: str) -> None:
     assert check_run_id(run_id) == run_id
-    assert replace(CONFIG, output="out", run_id=run_id).run_uri == f"out/{run_id}"
+    assert replace(CONFIG, output="out", run_id=run_id).place == parse(f"out/{run_id}")
 
 
 @settings(max_examples=100, deadline=None)

@@ -95,7 +95,7 @@ import job.run
 from job.cli import main
 
 def train_run(config, cluster, preemption, progress):
-    progress.event("attempt_started", run=config.run_uri, attempt=1)
+    progress.event("attempt_started", run=str(config.place), attempt=1)
     Path(config.output, "published").touch()
 
 job.run.train_run = train_run

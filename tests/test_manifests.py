@@ -348,7 +348,7 @@ def test_the_job_accepts_what_the_manifest_gives(path, command, monkeypatch, tmp
     monkeypatch.setenv("K8S_JOB_NAME", workload["metadata"]["name"])
     ended = command(*container_of(workload)["args"])
     assert ended.code == 75, ended.err
-    assert seen[0].run_uri == f"/runs/{workload['metadata']['name']}"
+    assert str(seen[0].place) == f"/runs/{workload['metadata']['name']}"
 
 
 def test_versions_are_in_step() -> None:

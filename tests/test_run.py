@@ -10,6 +10,7 @@ import jsonschema
 import pytest
 from conftest import REPOSITORY
 
+from job.errors import OutputError, StoppedError
 from job.results import publishing
 
 SCHEMA = json.loads((REPOSITORY / "job/assets/metrics.schema.json").read_text())
@@ -169,6 +170,84 @@ def test_finished_run_is_left_alone(trained, small_mnist, command):
     assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
 
 
+def test_finished_run_of_other_data_is_a_conflict(small_mnist, tmp_path, command):
+    """The same path and config, but other bytes: "complete already" would be a lie."""
+    import numpy as np
+
+    path = tmp_path / "data.npz"
+    path.write_bytes(Path(small_mnist).read_bytes())
+    flags = ["--data", path, "--epochs", 1, "--output", tmp_path, "--run-id", "done"]
+    assert command("train", *flags).code == 0
+    with np.load(small_mnist) as arrays:
+        np.savez(path, **{**arrays, "y_train": 9 - arrays["y_train"]})
+    changed = command("train", *flags)
+    assert changed.code == 73
+    assert "made of other data" in changed.err
+    path.unlink()  # published is published, even where the data is gone
+    gone = command("train", *flags)
+    assert gone.code == 0
+    assert '"event": "data_not_compared"' in gone.out
+    assert '"event": "already_complete"' in gone.out
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_metrics_are_those_of_the_published_files(small_mnist, tmp_path, command, model, precision):
+    """To the last digit, whatever the training computed in."""
+    flags = ["--data", small_mnist, "--epochs", 1, "--model", model, "--precision", precision]
+    assert command("train", *flags, "--output", tmp_path, "--run-id", "run").code == 0
+    report = tmp_path / "report.json"
+    assert command("evaluate", "--weights", tmp_path / "run", "--output", report).code == 0
+    assert json.loads(report.read_text())["test"] == read(tmp_path / "run")["test"]
+
+
+def test_a_stopped_attempt_leaves_its_verdict_beside_the_run(
+    small_mnist, tmp_path, command, monkeypatch
+):
+    """A pod's log and termination message go with the pod."""
+    from job.training import train
+
+    def stop(*_, **__):
+        raise StoppedError("stopped by SIGTERM, the work is saved")
+
+    flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--run-id", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", stop)
+        assert command("train", *flags).code == 143
+        patch.setattr(train, "train", lambda *_, **__: 1 / 0)
+        assert command("train", *flags).code == 70
+    assert command("train", *flags).code == 0
+    attempts = tmp_path / "run" / "attempts"
+    ends = {path.name: json.loads(path.read_text()) for path in attempts.glob("*-end.json")}
+    assert sorted(ends) == ["0001-end.json", "0002-end.json"]  # the third is in metrics.json
+    assert ends["0001-end.json"]["status"] == "stopped"
+    assert "SIGTERM" in ends["0001-end.json"]["error"]
+    assert (ends["0002-end.json"]["status"], ends["0002-end.json"]["code"]) == ("failed", 70)
+    records = read(tmp_path / "run")["attempt_records"]
+    assert [record["attempt"] for record in records] == [1, 2, 3]
+    assert {record["tensorflow"] for record in records} == {records[0]["tensorflow"]}
+
+
+def test_a_verdict_that_cannot_be_left_changes_no_exit_code(
+    small_mnist, tmp_path, command, monkeypatch
+):
+    from job import storage
+    from job.training import train
+
+    def stop(*_, **__):
+        monkeypatch.setattr(storage, "create", refuse)
+        raise StoppedError("stopped by SIGTERM, the work is saved")
+
+    def refuse(*_):
+        raise OutputError("no room")
+
+    monkeypatch.setattr(train, "train", stop)
+    flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--run-id", "run"]
+    stopped = command("train", *flags)
+    assert stopped.code == 143
+    assert '"event": "end_not_recorded", "reason": "no room"' in stopped.out
+
+
 def test_finished_run_of_another_config_is_a_conflict(trained, small_mnist, command):
     flags = [
         "--data",
@@ -188,7 +267,9 @@ def test_finished_run_of_another_config_is_a_conflict(trained, small_mnist, comm
 def test_begun_run_goes_on_and_counts_its_attempts(small_mnist, tmp_path, command, monkeypatch):
     flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--run-id", "begun"]
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "complete", lambda *_: 1 / 0)  # dies after all but the last file
+        patch.setattr(
+            publishing.RunFolder, "complete", lambda *_: 1 / 0
+        )  # dies after all but the last file
         assert command("train", *flags).code == 70
     assert not (tmp_path / "begun" / "metrics.json").exists()
     assert command("train", *flags, "--seed", 5).code == 73

@@ -7,19 +7,18 @@ anything inflates.
 
 import hashlib
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from numpy.typing import NDArray
 
 from job import storage
+from job.config import EMBEDDED
 from job.data import examples
 from job.data.arrays import StoredArray, from_idx, from_npz
 from job.data.examples import Images, Labels
 from job.errors import DataError, MissingInputError
-from job.storage import uris
+from job.storage import Place
 
-EMBEDDED_URI = "mnist"
 EMBEDDED_SHA256 = "06af5dfe73b70e3bc1c36439982b18a8d76803db9b544f6fdf838a37fbb01b64"
 
 # The whole set lies in memory, then as uint8 on the device: 2 GiB is forty times MNIST and still
@@ -73,50 +72,49 @@ class Dataset:
         }
 
 
-def load(uri: str) -> Dataset:
-    """Return the data set at `uri`, checked.
+def load(place: Place) -> Dataset:
+    """Return the data set at `place`, checked.
 
-    `uri` is "mnist" for the embedded copy, or, as `uris.check` accepts it, an .npz file with
-    the arrays x_train, y_train, x_test and y_test, or a folder with the four IDX files under the
-    names MNIST gave them, each plain or .gz.
+    There lies the embedded copy, or an .npz file with the arrays x_train, y_train, x_test and
+    y_test, or a folder with the four IDX files under the names MNIST gave them, each plain or .gz.
 
     Raises:
         DataError: it is damaged, or is not a data set this job can train on.
         MissingInputError: it, or a file in its folder, does not exist or may not be read.
         OutputError: the device failed while reading.
     """
-    if uri == EMBEDDED_URI:
-        stored = from_npz(uri, _embedded(), ARRAY_NAMES)
-    elif storage.is_folder(uri):
-        stored = _idx_files(uri)
+    if place == EMBEDDED:
+        stored = from_npz(str(place), _embedded(), ARRAY_NAMES)
+    elif storage.is_folder(place):
+        stored = _idx_files(place)
     else:
-        stored = from_npz(uri, storage.read_cached(uri, MAX_FILE_BYTES), ARRAY_NAMES)
+        stored = from_npz(str(place), storage.read_cached(place, MAX_FILE_BYTES), ARRAY_NAMES)
     x_train, y_train, x_test, y_test = stored
     examples.check_claims(x_train, y_train, x_test, y_test)
-    _check_total(uri, stored)
+    _check_total(place, stored)
     train = examples.pixels(x_train), examples.labels(y_train)
     test = examples.pixels(x_test), examples.labels(y_test)
     _check_classes(y_train, train[1], y_test, test[1])
-    return Dataset(uri, *train, *test, fingerprint=_fingerprint(*train, *test))
+    return Dataset(str(place), *train, *test, fingerprint=_fingerprint(*train, *test))
 
 
 def _embedded() -> bytes:
-    asset = resources.files("job").joinpath("assets", "mnist.npz")
     try:
-        with resources.as_file(asset) as path:
-            data = storage.read(str(path), MAX_FILE_BYTES)
-    except (FileNotFoundError, MissingInputError) as error:
-        raise DataError(f"{asset} is missing: the installation is damaged, reinstall") from error
+        data = storage.read(EMBEDDED, MAX_FILE_BYTES)
+    except MissingInputError as error:
+        raise DataError(
+            f"{EMBEDDED.path} is missing: the installation is damaged, reinstall"
+        ) from error
     found = hashlib.sha256(data).hexdigest()
     if found != EMBEDDED_SHA256:
         raise DataError(
-            f"{asset} has the SHA-256 {found[:8]}..., not {EMBEDDED_SHA256[:8]}...: the "
+            f"{EMBEDDED.path} has the SHA-256 {found[:8]}..., not {EMBEDDED_SHA256[:8]}...: the "
             "installation is damaged, reinstall"
         )
     return data
 
 
-def _idx_files(folder: str) -> list[StoredArray]:
+def _idx_files(folder: Place) -> list[StoredArray]:
     stored: list[StoredArray] = []
     for array_name, stem in zip(ARRAY_NAMES, _IDX_FILES, strict=True):
         stored.append(_idx_file(folder, array_name, stem))
@@ -124,14 +122,14 @@ def _idx_files(folder: str) -> list[StoredArray]:
     return stored
 
 
-def _idx_file(folder: str, array_name: str, stem: str) -> StoredArray:
+def _idx_file(folder: Place, array_name: str, stem: str) -> StoredArray:
     # Some mirrors write a dot for the second dash.
     for name in (f"{stem}-ubyte", f"{stem.replace('-idx', '.idx')}-ubyte"):
-        for uri in (uris.join(folder, name), uris.join(folder, f"{name}.gz")):
+        for place in (folder / name, folder / f"{name}.gz"):
             try:
-                mapped = storage.mapped(uri, RESIDENT_BYTES)
-                data = storage.read_cached(uri, MAX_FILE_BYTES) if mapped is None else mapped
-                return from_idx(uri, array_name, data)
+                mapped = storage.mapped(place, RESIDENT_BYTES)
+                data = storage.read_cached(place, MAX_FILE_BYTES) if mapped is None else mapped
+                return from_idx(str(place), array_name, data)
             except MissingInputError as error:
                 # One that may not be read is worth a word; a subfolder of that name is not, since
                 # some downloads unpack to one beside the file.
@@ -143,11 +141,11 @@ def _idx_file(folder: str, array_name: str, stem: str) -> StoredArray:
     )
 
 
-def _check_total(uri: str, stored: list[StoredArray]) -> None:
+def _check_total(place: Place, stored: list[StoredArray]) -> None:
     size_bytes = sum(array.size_bytes for array in stored if not array.mapped)
     if size_bytes > MAX_BYTES:
         raise DataError(
-            f"{uri} claims {size_bytes // storage.MEBIBYTE} MiB of arrays: this job takes "
+            f"{place} claims {size_bytes // storage.MEBIBYTE} MiB of arrays: this job takes "
             f"{MAX_BYTES // storage.MEBIBYTE} MiB at most, give fewer or smaller images"
         )
 

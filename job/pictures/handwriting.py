@@ -18,6 +18,7 @@ from PIL import Image
 from job import storage
 from job.errors import DataError
 from job.pictures import ink
+from job.storage import Place
 
 MAX_BYTES = 32 * storage.MEBIBYTE
 MAX_PIXELS = 40_000_000  # a 40-megapixel phone; decoded at most 160 MB
@@ -45,14 +46,14 @@ _UPRIGHT = {
 }
 
 
-def read_picture(uri: str, image_shape: tuple[int, ...]) -> Pixels:
-    """Return the digit in the PNG or JPEG picture at `uri` as an image like the data set's.
+def read_picture(place: Place, image_shape: tuple[int, ...]) -> Pixels:
+    """Return the digit in the PNG or JPEG picture at `place` as an image like the data set's.
 
     The picture may have any size and mode, dark ink on light paper or the reverse, uneven light,
     and a thin or thick pen. One that already is an image like the data set's stays as it is.
 
     Args:
-        uri: where the picture lies.
+        place: where the picture lies.
         image_shape: (H, W) or (H, W, 1) in pixels, the shape of the model's images.
 
     Returns:
@@ -65,14 +66,14 @@ def read_picture(uri: str, image_shape: tuple[int, ...]) -> Pixels:
     """
     if image_shape[2:] not in ((), (1,)):
         raise DataError(
-            f"{uri} cannot be fed to a model of images of shape {image_shape}: own pictures only "
+            f"{place} cannot be fed to a model of images of shape {image_shape}: own pictures only "
             "work with greyscale models, of shape (H, W) or (H, W, 1)"
         )
     height, width = image_shape[:2]
-    picture = _decode(uri, storage.read(uri, MAX_BYTES))
+    picture = _decode(str(place), storage.read(place, MAX_BYTES))
     image = np.asarray(picture)
     if not _is_like_data_set(image, (height, width)):
-        image = _render(ink.stroke_normalised(ink.trace(uri, picture)), height, width)
+        image = _render(ink.stroke_normalised(ink.trace(str(place), picture)), height, width)
     return image.reshape(image_shape).copy()
 
 

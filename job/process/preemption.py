@@ -19,6 +19,12 @@ from job.errors import StoppedError, TemporaryError
 _REPEAT_SECONDS = 0.5
 
 
+def ignore() -> None:
+    """Take no signal any more: there is nothing left to stop."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class Preemption:
     """Knows whether the run has been asked to stop."""
 
@@ -46,11 +52,10 @@ class Preemption:
         if self._signal == signal.SIGINT:
             return KeyboardInterrupt()
         if self._signal is not None:
-            return StoppedError("stopped by SIGTERM, the work is saved: run it again to go on")
+            return StoppedError("stopped by SIGTERM, the work is saved")
         if self._deadline is not None and time.monotonic() + needed_seconds > self._deadline:
             return TemporaryError(
-                f"--time-limit {self._limit_seconds:g} reached, the work is saved: run it again to "
-                "go on"
+                f"--time-limit {self._limit_seconds:g} reached, the work is saved"
             )
         return None
 

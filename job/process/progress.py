@@ -40,7 +40,7 @@ class Progress:
                 write_line(self._stream, sentence)
         else:
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            level = "warning" if name in _WARNINGS else "info"
+            level = "warning" if name in _WARNINGS else "error" if name == "failed" else "info"
             fields = {"time": now, "level": level, "event": name, **details}
             write_line(self._stream, json.dumps(fields, allow_nan=False))
 
@@ -124,7 +124,8 @@ def _already_complete(details: Mapping[str, Any]) -> str:
 
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
-    *("storage_retry", "cache_skipped"),
+    *("storage_retry", "cache_skipped", "other_data", "data_not_compared"),
+    *("unknown_variable", "verdict_not_written", "end_not_recorded"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "data_loaded": _loaded,
@@ -142,6 +143,21 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "storage_retry": _retry,
     "cache_skipped": lambda details: f"warning    no cache: {details['reason']}",
+    "unknown_variable": lambda details: (
+        f"warning    the variable {details['variable']} means nothing to this job and was ignored"
+        + (f": did you mean {details['nearest']}?" if details["nearest"] else "")
+    ),
+    "failed": lambda details: f"mnist-job: error: {details['error']} (exit {details['code']})",
+    "verdict_not_written": lambda details: f"mnist-job: warning: {details['reason']}",
+    "end_not_recorded": lambda details: (
+        f"warning    how this attempt ended is not written beside the run: {details['reason']}"
+    ),
+    "other_data": lambda details: (
+        f"warning    {details['weights']} were trained on other data than {details['data']} holds"
+    ),
+    "data_not_compared": lambda details: (
+        f"warning    whether the data are still those of the run is not known: {details['reason']}"
+    ),
     "complete": _complete,
     "already_complete": _already_complete,
 }

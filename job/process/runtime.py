@@ -80,8 +80,8 @@ def beside(work: Callable[[], Result]) -> "Future[Result]":
     return done
 
 
-def import_tensorflow() -> None:
-    """Import TensorFlow and Keras, which takes seconds.
+def import_tensorflow() -> dict[str, str]:
+    """Import TensorFlow and Keras, which takes seconds, and return their versions by name.
 
     Optional packages that Keras would import only because they are installed are hidden from it:
     the job uses none of them through Keras. The garbage collector rests meanwhile, and never looks
@@ -92,8 +92,8 @@ def import_tensorflow() -> None:
     hidden = [name for name in ("matplotlib", "pandas") if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes imports fail
     try:
-        import keras  # noqa: F401, PLC0415
-        import tensorflow as tf  # noqa: F401, PLC0415
+        import keras  # noqa: PLC0415
+        import tensorflow as tf  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name not in {"keras", "tensorflow"}:
             raise
@@ -106,6 +106,7 @@ def import_tensorflow() -> None:
         gc.freeze()
         if collecting:
             gc.enable()
+    return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
 def give_back_memory() -> None:

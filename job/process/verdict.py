@@ -16,14 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from job.errors import StoppedError, TemporaryError, UsageError
+from job.errors import JobError, StoppedError, TemporaryError, UsageError
 from job.process import runtime
 
 OPTION = "--termination-log"
-VARIABLE = "MNIST_JOB_TERMINATION_LOG"
 KUBERNETES_LOG = "/dev/termination-log"  # where a container's log lies unless its pod says other
 MAX_BYTES = 4096  # Kubernetes keeps no more
-_STOPPED = (StoppedError.exit_code, 130)
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_STOPPED = (StoppedError.exit_code, EXIT_INTERRUPTED)
 
 
 def place(
@@ -39,15 +39,21 @@ def place(
         environment: variables of the process; an empty one counts as unset.
         default: taken if nothing is named and it is there to be written.
     """
-    named = None
-    for index, word in enumerate(words):
-        if word == OPTION:
-            named = next(iter(words[index + 1 :]), None)
-        elif word.startswith(f"{OPTION}="):
-            named = word.partition("=")[2]
-    if named := named or environment.get(VARIABLE):
+    if named := given(words, environment, OPTION):
         return named
     return default if Path(default).is_file() and os.access(default, os.W_OK) else None
+
+
+def given(words: Sequence[str], environment: Mapping[str, str], option: str) -> str | None:
+    """Return the value of a flag such as `--log`, from the command line, else its variable."""
+    named = None
+    for index, word in enumerate(words):
+        if word == option:
+            named = next(iter(words[index + 1 :]), None)
+        elif word.startswith(f"{option}="):
+            named = word.partition("=")[2]
+    variable = "MNIST_JOB_" + option.removeprefix("--").upper().replace("-", "_")
+    return named or environment.get(variable) or None
 
 
 def check(path: str | None) -> None:
@@ -79,6 +85,15 @@ def failure(message: str, code: int) -> dict[str, Any]:
     status = "retry" if code == TemporaryError.exit_code else "failed"
     status = "stopped" if code in _STOPPED else status
     return {"status": status, "code": code, "error": message, **_spent()}
+
+
+def of_error(error: BaseException) -> dict[str, Any]:
+    """Return the verdict on a process that ends with `error`."""
+    if isinstance(error, JobError):
+        return failure(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return failure("interrupted", EXIT_INTERRUPTED)
+    return failure(repr(error), JobError.exit_code)
 
 
 def write(path: str | None, verdict: dict[str, Any]) -> str | None:

@@ -1,5 +1,6 @@
 """Model + labelled images -> scores. Every example counts, the last partial batch too."""
 
+import math
 from dataclasses import dataclass
 
 import keras
@@ -7,9 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from job.errors import DataError
 from job.training.model import PIXEL_SCALE
 
-BATCH = 1_000  # bounds the float copy of the pixels to a few MiB
+MEBIBYTE = 1024 * 1024
+ACTIVATION_BYTES = 64 * MEBIBYTE  # of all layers for one batch: a fraction of what training takes
+MOST_EXAMPLES = 1_000  # more at once are no faster
 CALIBRATION_BINS = 15  # as in Guo et al., "On calibration of modern neural networks", 2017
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
@@ -55,6 +59,9 @@ def evaluate(
         model: logits model.
         images: uint8, shape (examples, *image_shape); at least one.
         labels: int32, shape (examples,), each below the model's number of classes.
+
+    Raises:
+        DataError: the model's outputs are no numbers to score.
     """
     logits = predict_logits(model, images)
     classes = logits.shape[1]
@@ -78,7 +85,12 @@ def evaluate(
 
 
 def predict_logits(model: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return the logits of `images` (uint8, (examples, *image_shape)): (examples, classes)."""
+    """Return the logits of `images` (uint8, (examples, *image_shape)): (examples, classes).
+
+    Raises:
+        DataError: some are not finite.
+    """
+    batch = batch_size(model)
 
     @tf.function(
         autograph=False, input_signature=[tf.TensorSpec((None, *images.shape[1:]), "uint8")]
@@ -86,8 +98,20 @@ def predict_logits(model: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDA
     def forward(batch: tf.Tensor) -> tf.Tensor:
         return model(tf.cast(batch, tf.float32) * PIXEL_SCALE, training=False)
 
-    batches = [forward(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-    return np.concatenate(batches).astype(np.float64)
+    batches = [forward(images[start : start + batch]) for start in range(0, len(images), batch)]
+    logits = np.concatenate(batches).astype(np.float64)
+    if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
+        raise DataError(
+            f"the model's outputs for {bad:,} of {len(images):,} images are not finite numbers: "
+            "its weights are damaged, or too large to compute with; train it again"
+        )
+    return logits
+
+
+def batch_size(model: keras.Model) -> int:
+    """Return how many images to evaluate at once, so that memory doesn't grow with their size."""
+    numbers: int = sum(math.prod(layer.output.shape[1:]) for layer in model.layers)
+    return max(1, min(MOST_EXAMPLES, ACTIVATION_BYTES // (4 * numbers)))  # float32
 
 
 def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,21 +1,24 @@
 """Published weights -> the scores of a data set, or predictions for single images."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from job import __version__, storage
+from job.config import ModelName, RunConfig, parse_data
 from job.data import source
-from job.errors import UsageError
+from job.errors import ConflictError, DataError, UsageError
 from job.pictures import gallery, handwriting
 from job.process import runtime
+from job.process.progress import Progress
 from job.results import publishing
-from job.storage import uris
+from job.storage import Place
 from job.workers.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -41,47 +44,122 @@ class Prediction:
     """Label in the data set; None for a person's own picture."""
 
 
-def score(weights_uri: str, data_uri: str, model_name: str) -> tuple["Scores", dict[str, Any]]:
-    """Score published weights on all test images of a data set.
+@dataclass(frozen=True)
+class Published:
+    """A weights file, and what scoring it takes: what its run says, unless told otherwise."""
+
+    place: Place
+    content: bytes
+    model_name: str
+    dataset: source.Dataset
+
+    @classmethod
+    def open(
+        cls, weights: Place, data: Place | None, model_name: str | None, progress: Progress
+    ) -> "Published":
+        """Read the weights and the data set to use them on.
+
+        Args:
+            weights: a weights file, or the folder of a run.
+            data: None for the data set of the weights' run, or MNIST where no run is known.
+            model_name: None for the architecture of the run, or the reference one.
+            progress: told if the data are not those of the run.
+
+        Raises:
+            JobError: weights or data are missing or bad.
+        """
+        place = publishing.weights_of(weights)
+        content, metrics = publishing.read_artifact(place, MAX_WEIGHTS_BYTES)
+        if data is None:
+            data = parse_data(_said(metrics, "config", "data") or RunConfig.data)
+        if model_name is None:
+            model_name = _said(metrics, "config", "model") or RunConfig.model
+        if model_name not in get_args(ModelName):
+            raise DataError(
+                f"the run of {place} trained the model {model_name[:80]!r}, which this version of "
+                f"the job doesn't have: give --model ({', '.join(get_args(ModelName))})"
+            )
+        dataset = source.load(data)
+        if _said(metrics, "data", "fingerprint") not in {None, dataset.fingerprint}:
+            progress.event("other_data", weights=str(place), data=str(data))
+        return cls(place, content, model_name, dataset)
+
+    def model(self) -> "keras.Model":
+        """Return the model for the data set's images, with these weights.
+
+        Raises:
+            DataError: the weights don't fit it.
+        """
+        runtime.prepare_tensorflow()
+        place = Cluster.from_environment(os.environ, together=False)
+        runtime.limit_threads(runtime.available_cores(container_limit=place.cpu_limit))
+        runtime.import_tensorflow()
+        from job.results import weights  # noqa: PLC0415
+        from job.training import model  # noqa: PLC0415
+
+        net = model.build(self.model_name, self.dataset.image_shape, self.dataset.classes)
+        weights.load_hdf5(net, self.content, str(self.place))
+        return net
+
+
+def _said(metrics: dict[str, Any], part: str, name: str) -> str | None:
+    """Return a text that `metrics.json` holds, which may be anybody's file."""
+    said = metrics.get(part)
+    value = said.get(name) if isinstance(said, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def score(published: Published) -> tuple["Scores", dict[str, Any]]:
+    """Score published weights on all test images of the data set.
 
     Returns:
         The scores, and the whole evaluation as `job/assets/evaluation.schema.json` describes it.
 
     Raises:
-        JobError: weights or data are missing, bad, or don't fit each other.
+        DataError: weights and data don't fit each other.
     """
-    dataset = source.load(data_uri)
-    weights_uri, content = _read_weights(weights_uri)
-    model = _model(content, weights_uri, model_name, dataset)
+    model = published.model()
     from job.results import evaluation  # noqa: PLC0415
 
+    dataset = published.dataset
     scores = evaluation.evaluate(model, dataset.x_test, dataset.y_test)
     return scores, {
         "schema_version": SCHEMA_VERSION,
         "evaluated": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "job_version": __version__,
         "git_commit": runtime.git_commit(os.environ),
-        "weights": asdict(publishing.describe(weights_uri, content)),
-        "model": {"name": model_name, "parameters": model.count_params()},
+        "weights": asdict(publishing.describe(str(published.place), published.content)),
+        "model": {"name": published.model_name, "parameters": model.count_params()},
         "data": dataset.facts(),
         "test": asdict(scores),
     }
 
 
-def write_report(output: str, report: dict[str, Any]) -> str:
-    """Write an evaluation to `output`, a URI that ends in .json or a folder; return its URI.
+def write_report(output: Place, report: dict[str, Any]) -> Place:
+    """Write an evaluation to `output`, a file that ends in .json or a folder; return its place.
+
+    One that is there already and says the same of the same files is left as it is.
 
     Raises:
         ConflictError: there is another one.
         OutputError: it can't be written.
     """
-    uri = output if output.endswith(".json") else uris.join(output, REPORT)
-    storage.create(uri, publishing.to_json(report))
-    return uri
+    place = output if output.name.endswith(".json") else output / REPORT
+    try:
+        storage.create(place, publishing.to_json(report))
+    except ConflictError as error:
+        # As JSON has it: a tuple comes back as a list.
+        mine = json.loads(publishing.to_json(report))
+        if publishing.read_json(place) | {"evaluated": None} != mine | {"evaluated": None}:
+            raise ConflictError(
+                f"{place} holds another evaluation: nothing was overwritten; choose another "
+                "--output"
+            ) from error
+    return place
 
 
 def predict_test_images(
-    weights_uri: str, data_uri: str, model_name: str, start: int, count: int
+    published: Published, start: int, count: int
 ) -> tuple[list[Prediction], npt.NDArray[np.uint8]]:
     """Predict `count` images of the test set, from index `start` (from 0) on.
 
@@ -90,25 +168,23 @@ def predict_test_images(
 
     Raises:
         UsageError: the test set does not reach that far.
-        JobError: weights or data are missing, bad, or don't fit each other.
+        DataError: weights and data don't fit each other.
     """
-    dataset = source.load(data_uri)
+    dataset = published.dataset
     available = len(dataset.x_test)
     if start + count > available:
         raise UsageError(
             f"--start {start:,} and --num-images {count:,} reach beyond the {available:,} test "
-            f"images of {data_uri}: give at most {max(0, available - start):,} images"
+            f"images of {dataset.uri}: give at most {max(0, available - start):,} images"
         )
-    weights_uri, content = _read_weights(weights_uri)
     images = dataset.x_test[start : start + count]
     labels = dataset.y_test[start : start + count]
     names = [str(index) for index in range(start, start + count)]
-    model = _model(content, weights_uri, model_name, dataset)
-    return _predict(model, images, names, [int(label) for label in labels]), images
+    return _predict(published.model(), images, names, [int(label) for label in labels]), images
 
 
 def predict_pictures(
-    weights_uri: str, data_uri: str, model_name: str, pictures_uris: Sequence[str]
+    published: Published, pictures: Sequence[Place]
 ) -> tuple[list[Prediction], npt.NDArray[np.uint8]]:
     """Predict a person's own pictures, brought to the form of the data set's images.
 
@@ -117,32 +193,12 @@ def predict_pictures(
         *image_shape).
 
     Raises:
-        JobError: a picture, the weights or the data are missing, bad, or don't fit each other.
+        JobError: a picture is missing or bad, or weights and data don't fit each other.
     """
-    dataset = source.load(data_uri)
-    images = np.stack([handwriting.read_picture(uri, dataset.image_shape) for uri in pictures_uris])
-    weights_uri, content = _read_weights(weights_uri)
-    model = _model(content, weights_uri, model_name, dataset)
-    return _predict(model, images, list(pictures_uris), [None] * len(images)), images
-
-
-def _read_weights(uri: str) -> tuple[str, bytes]:
-    uri = publishing.weights_uri(uri)
-    return uri, publishing.read_artifact(uri, MAX_WEIGHTS_BYTES)
-
-
-def _model(content: bytes, uri: str, name: str, dataset: source.Dataset) -> "keras.Model":
-    """Return the named model for the data set's images, with the weights in `content`."""
-    runtime.prepare_tensorflow()
-    place = Cluster.from_environment(os.environ, together=False)
-    runtime.limit_threads(runtime.available_cores(container_limit=place.cpu_limit))
-    runtime.import_tensorflow()
-    from job.results import weights  # noqa: PLC0415
-    from job.training import model  # noqa: PLC0415
-
-    net = model.build(name, dataset.image_shape, dataset.classes)
-    weights.load_hdf5(net, content, uri)
-    return net
+    shape = published.dataset.image_shape
+    images = np.stack([handwriting.read_picture(place, shape) for place in pictures])
+    names = [str(place) for place in pictures]
+    return _predict(published.model(), images, names, [None] * len(images)), images
 
 
 def _predict(
@@ -184,9 +240,9 @@ def table(predictions: Sequence[Prediction]) -> str:
 
 
 def write_gallery(
-    uri: str, predictions: Sequence[Prediction], images: npt.NDArray[np.uint8]
+    place: Place, predictions: Sequence[Prediction], images: npt.NDArray[np.uint8]
 ) -> None:
-    """Draw each image with its prediction into a new PNG at `uri`.
+    """Draw each image with its prediction into a new PNG at `place`.
 
     Raises:
         UsageError: more images than a gallery holds.
@@ -201,7 +257,7 @@ def write_gallery(
         for prediction in predictions
     ]
     right = [_is_right(prediction) for prediction in predictions]
-    storage.create(uri, gallery.draw_gallery(images, captions, right))
+    storage.create(place, gallery.draw_gallery(images, captions, right))
 
 
 def _is_right(prediction: Prediction) -> bool | None:

@@ -1,10 +1,12 @@
-"""What a run leaves behind: its attempts, its artifacts, and `metrics.json` last.
+"""A run's folder: what lies in it, and the order it appears in, `metrics.json` last.
 
 Whoever finds `metrics.json` may trust the whole folder: it is written after everything it names,
 and names size and sha256 of each. Until then the run isn't complete, and the same command goes on
 with it.
 
-    <run>/attempts/0001.json    who began, when, with which config; one for each start
+    <run>/attempts/0001.json    who began, when, with which config and versions; one for each start
+    <run>/attempts/0001-end.json    how it ended, if it didn't complete the run
+    <run>/checkpoints/          see job/training/checkpoint.py
     <run>/model_weights.h5, model.keras
     <run>/metrics.json
 """
@@ -17,14 +19,11 @@ from typing import Any
 from job import storage
 from job.config import RunConfig
 from job.errors import ConflictError, DataError
-from job.storage import uris
-from job.workers.cluster import Cluster
+from job.storage import Place
 
-METRICS = "metrics.json"
-WEIGHTS = "model_weights.h5"
-ARCHIVE = "model.keras"
 MAX_JSON_BYTES = 64 * storage.MEBIBYTE  # a confusion matrix of 1,000 classes has 8 MiB
 _MAX_ATTEMPTS = 9_999
+_MAX_RECORDS = 100
 
 
 @dataclass(frozen=True)
@@ -38,92 +37,149 @@ class Artifact:
     sha256: str
 
 
-def finished(config: RunConfig) -> dict[str, Any] | None:
-    """Return the metrics of the run that `config` names if it is complete already, else None.
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
 
-    Raises:
-        ConflictError: the run is complete, but was made with another config.
-        DataError: its metrics can't be understood.
-    """
-    uri = uris.join(config.run_uri, METRICS)
-    if not storage.exists(uri):
-        return None
-    document = read_json(uri)
-    _check_owner(document, config, uri)
-    if lacking := [part for part in ("test", "timing", "artifacts") if part not in document]:
-        raise DataError(f"{uri} lacks {', '.join(lacking)}: move the run away and train it again")
-    return document
+    place: Place
 
+    @property
+    def metrics(self) -> Place:
+        """What is written last."""
+        return self.place / "metrics.json"
 
-def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -> int:
-    """Write down that an attempt at the run begins, and return its number, from 1.
+    @property
+    def weights(self) -> Place:
+        """The weights that plain Keras loads."""
+        return self.place / "model_weights.h5"
 
-    The first thing a run writes: it shows that the output can be written before anything is
-    computed, and keeps a run id to the config and data that took it first.
+    @property
+    def archive(self) -> Place:
+        """The model as a Keras archive."""
+        return self.place / "model.keras"
 
-    Raises:
-        ConflictError: the run was begun with another config or other data.
-        OutputError: the output can't be written.
-    """
-    record = {
-        "started": started,
-        "config_sha256": config.digest,
-        "config": config.identity,
-        "data_fingerprint": fingerprint,
-        **cluster.names,
-    }
-    number = 1
-    while number <= _MAX_ATTEMPTS:
-        uri = _attempt_uri(config, number)
+    @property
+    def checkpoints(self) -> Place:
+        """The folder of the training's states."""
+        return self.place / "checkpoints"
+
+    def attempt(self, number: int) -> Place:
+        """Say where the record of an attempt, counted from 1, lies."""
+        return self.place / f"attempts/{number:04}.json"
+
+    def end(self, number: int) -> Place:
+        """Say where the record of how an attempt failed or was stopped lies."""
+        return self.place / f"attempts/{number:04}-end.json"
+
+    def finished(self, config: RunConfig) -> dict[str, Any] | None:
+        """Return the run's metrics if it is complete already, else None.
+
+        Raises:
+            ConflictError: the run is complete, but was made with another config.
+            DataError: its metrics can't be understood.
+        """
+        if not storage.exists(self.metrics):
+            return None
+        document = read_json(self.metrics)
+        _check_owner(document, config, self.metrics)
+        if lacking := [part for part in ("test", "timing", "artifacts") if part not in document]:
+            raise DataError(
+                f"{self.metrics} lacks {', '.join(lacking)}: move the run away and train it again"
+            )
+        return document
+
+    def claim(
+        self, config: RunConfig, fingerprint: str, facts: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """Write down that an attempt at the run begins; return the records of all, this one last.
+
+        They are numbered from 1; of more than 100 only the newest are returned.
+
+        The first thing a run writes: it shows that the output can be written before anything is
+        computed, and keeps a run id to the config and data that took it first.
+
+        Args:
+            config: of the run.
+            fingerprint: of its data.
+            facts: who begins, when, with which versions.
+
+        Raises:
+            ConflictError: the run was begun with another config or other data.
+            OutputError: the output can't be written.
+        """
+        record = {
+            "config_sha256": config.digest,
+            "config": config.identity,
+            "data_fingerprint": fingerprint,
+            **facts,
+        }
+        number = 1
+        while number <= _MAX_ATTEMPTS:
+            place, written = self.attempt(number), {"attempt": number, **record}
+            try:
+                storage.create(place, to_json(written))
+            except ConflictError:
+                first = read_json(place)
+                _check_owner(first, config, place)
+                if first.get("data_fingerprint") != fingerprint:
+                    raise ConflictError(
+                        f"{place}: the run was begun with other data at {config.data}: nothing was "
+                        "overwritten; choose another --run-id"
+                    ) from None
+                number = self._first_free(number + 1)
+            else:
+                before = range(max(1, number - _MAX_RECORDS + 1), number)
+                return [*(read_json(self.attempt(each)) for each in before), written]
+        raise ConflictError(
+            f"{self.place} was begun {_MAX_ATTEMPTS:,} times: choose another --run-id"
+        )
+
+    def _first_free(self, number: int) -> int:
+        """Return the first attempt from `number` on that nobody has claimed.
+
+        Attempts have no gaps, since each claims the first that is free; so doubling steps and then
+        halving them finds it in a few looks, however often the run was begun.
+        """
+        step, taken = 1, number - 1
+        while number <= _MAX_ATTEMPTS and storage.exists(self.attempt(number)):
+            step, taken, number = 2 * step, number, number + 2 * step
+        while number - taken > 1:
+            middle = (taken + number) // 2
+            if storage.exists(self.attempt(middle)):
+                taken = middle
+            else:
+                number = middle
+        return number
+
+    def publish(self, files: dict[Place, bytes]) -> tuple[Artifact, ...]:
+        """Write the artifacts, all but `metrics.json`, at once, and return what to say of them.
+
+        Raises:
+            ConflictError: one exists with other bytes.
+            OutputError: one can't be written.
+        """
+        storage.create_all(files)
+        return tuple(describe(place.name, data) for place, data in files.items())
+
+    def complete(self, config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
+        """Write `metrics.json`, which makes the run complete, and return what it now says.
+
+        If a twin of this process was faster, its word stands: with the same config it has published
+        the same artifacts, and only clock times differ.
+
+        Raises:
+            ConflictError: the run was completed with another config or with other artifacts.
+            OutputError: it can't be written.
+        """
         try:
-            storage.create(uri, to_json({"attempt": number, **record}))
+            storage.create(self.metrics, to_json(document))
         except ConflictError:
-            before = read_json(uri)
-            _check_owner(before, config, uri)
-            if before.get("data_fingerprint") != fingerprint:
-                raise ConflictError(
-                    f"{uri}: the run was begun with other data at {config.data}: nothing was "
-                    "overwritten; choose another --run-id"
-                ) from None
-            number = _first_free(config, number + 1)
-        else:
-            return number
-    raise ConflictError(
-        f"{config.run_uri} was begun {_MAX_ATTEMPTS:,} times: choose another --run-id"
-    )
-
-
-def _attempt_uri(config: RunConfig, number: int) -> str:
-    return uris.join(config.run_uri, "attempts", f"{number:04}.json")
-
-
-def _first_free(config: RunConfig, number: int) -> int:
-    """Return the first attempt from `number` on that nobody has claimed.
-
-    Attempts have no gaps, since each claims the first that is free; so doubling steps and then
-    halving them finds it in a few looks, however often the run was begun.
-    """
-    step, taken = 1, number - 1
-    while number <= _MAX_ATTEMPTS and storage.exists(_attempt_uri(config, number)):
-        step, taken, number = 2 * step, number, number + 2 * step
-    while number - taken > 1:
-        middle = (taken + number) // 2
-        if storage.exists(_attempt_uri(config, middle)):
-            taken = middle
-        else:
-            number = middle
-    return number
-
-
-def publish(run_uri: str, files: dict[str, bytes]) -> tuple[Artifact, ...]:
-    """Write the artifacts, all but `metrics.json`, at once, and return what to say of them there.
-
-    Raises:
-        ConflictError: one exists with other bytes.
-        OutputError: one can't be written.
-    """
-    storage.create_all({uris.join(run_uri, path): data for path, data in files.items()})
-    return tuple(describe(path, data) for path, data in files.items())
+            twin = read_json(self.metrics)
+            _check_owner(twin, config, self.metrics)
+            if twin.get("artifacts") != document["artifacts"]:
+                raise
+            return twin
+        return document
 
 
 def describe(path: str, data: bytes) -> Artifact:
@@ -131,59 +187,37 @@ def describe(path: str, data: bytes) -> Artifact:
     return Artifact(path, len(data), hashlib.sha256(data).hexdigest())
 
 
-def complete(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
-    """Write `metrics.json`, which makes the run complete, and return what it now says.
-
-    If a twin of this process was faster, its word stands: with the same config it has published
-    the same artifacts, and only clock times differ.
-
-    Raises:
-        ConflictError: the run was completed with another config or with other artifacts.
-        OutputError: it can't be written.
-    """
-    uri = uris.join(config.run_uri, METRICS)
-    try:
-        storage.create(uri, to_json(document))
-    except ConflictError:
-        twin = read_json(uri)
-        _check_owner(twin, config, uri)
-        if twin.get("artifacts") != document["artifacts"]:
-            raise
-        return twin
-    return document
+def weights_of(place: Place) -> Place:
+    """Return where a weights file lies, given that or the folder of a run."""
+    return RunFolder(place).weights if storage.is_folder(place) else place
 
 
-def weights_uri(uri: str) -> str:
-    """Return the URI of a weights file, given that or the folder of a run."""
-    return uris.join(uri, WEIGHTS) if storage.is_folder(uri) else uri
-
-
-def read_artifact(uri: str, limit_bytes: int) -> bytes:
-    """Return a published file, checked against the `metrics.json` beside it where there is one.
+def read_artifact(place: Place, limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
+    """Return a published file, and the metrics of its run: {} where none lie beside it.
 
     Args:
-        uri: the file.
+        place: the file, which is checked against `metrics.json`.
         limit_bytes: refuse more.
 
     Raises:
         MissingInputError: no such file.
         DataError: it is not the file that was published, or `metrics.json` can't be understood.
     """
-    data = storage.read(uri, limit_bytes)
-    metrics_uri = uris.beside(uri, METRICS)
-    if not storage.exists(metrics_uri):
-        return data
-    named = read_json(metrics_uri).get("artifacts")
-    name, digest = uris.name(uri), describe(uri, data).sha256
+    data = storage.read(place, limit_bytes)
+    metrics_place = place.beside("metrics.json")
+    if not storage.exists(metrics_place):
+        return data, {}
+    metrics = read_json(metrics_place)
+    named, digest = metrics.get("artifacts"), describe(place.name, data).sha256
     for artifact in named if isinstance(named, list) else []:
-        if not isinstance(artifact, dict) or artifact.get("path") != name:
+        if not isinstance(artifact, dict) or artifact.get("path") != place.name:
             continue
         if artifact.get("sha256") != digest:
             raise DataError(
-                f"{uri} is damaged: its sha256 is {digest[:12]}..., but {METRICS} beside it says "
-                f"{str(artifact.get('sha256'))[:12]}...; fetch or train it again"
+                f"{place} is damaged: its sha256 is {digest[:12]}..., but {metrics_place.name} "
+                f"beside it says {str(artifact.get('sha256'))[:12]}...; fetch or train it again"
             )
-    return data
+    return data, metrics
 
 
 def to_json(document: dict[str, Any]) -> bytes:
@@ -191,31 +225,31 @@ def to_json(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2, allow_nan=False) + "\n").encode()
 
 
-def read_json(uri: str) -> dict[str, Any]:
-    """Return the JSON object at `uri`.
+def read_json(place: Place) -> dict[str, Any]:
+    """Return the JSON object at `place`.
 
     Raises:
         MissingInputError: there is none.
         DataError: it is not JSON, or not an object.
     """
     try:
-        document = json.loads(storage.read(uri, MAX_JSON_BYTES))
+        document = json.loads(storage.read(place, MAX_JSON_BYTES))
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"{uri} is not the JSON this job writes ({str(error)[:80]}): move it away, or choose "
+            f"{place} is not the JSON this job writes ({str(error)[:80]}): move it away, or choose "
             "another --run-id"
         ) from error
     if not isinstance(document, dict):
-        raise DataError(f"{uri} holds JSON, but not an object: move it away")
+        raise DataError(f"{place} holds JSON, but not an object: move it away")
     return document
 
 
-def _check_owner(document: dict[str, Any], config: RunConfig, uri: str) -> None:
+def _check_owner(document: dict[str, Any], config: RunConfig, place: Place) -> None:
     if document.get("config_sha256") == config.digest:
         return
     theirs = document.get("config")
     difference = config.difference(theirs if isinstance(theirs, dict) else {})
     raise ConflictError(
-        f"{uri} belongs to a run with another config ({difference}): nothing was overwritten; "
+        f"{place} belongs to a run with another config ({difference}): nothing was overwritten; "
         "choose another --run-id or --output"
     )

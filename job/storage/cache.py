@@ -11,10 +11,10 @@ never needed, and never the reason why a job fails.
 import hashlib
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 from job.errors import JobError
-from job.storage import files
+from job.storage.files import Files
+from job.storage.place import Place
 
 ROOM = 2  # free space asked for, in sizes of the content: others write to the disk as well
 
@@ -22,16 +22,17 @@ ROOM = 2  # free space asked for, in sizes of the content: others write to the d
 class Cache:
     """Content that was fetched before."""
 
-    def __init__(self, folder: Path, notify: Callable[..., None]) -> None:
+    def __init__(self, folder: Place, notify: Callable[..., None]) -> None:
         """Keep it in `folder`, made when first needed; `notify` is told what can't be kept."""
         self._folder = folder
+        self._files = Files()
         self._notify = notify
 
-    def find(self, uri: str, version: str, limit_bytes: int) -> bytes | None:
-        """Return the content of `uri` in that version if it is here and undamaged, else None."""
+    def find(self, place: Place, version: str, limit_bytes: int) -> bytes | None:
+        """Return the content of `place` in that version if it is here and undamaged, else None."""
         try:
-            digest = files.read(str(self._versions(uri, version)), 64).decode()
-            data = files.read(str(self._objects(digest)), limit_bytes)
+            digest = self._files.read(self._versions(place, version), 64)[0].decode()
+            data = self._files.read(self._objects(digest), limit_bytes)[0]
         except (JobError, ValueError):
             return None
         if hashlib.sha256(data).hexdigest() == digest:
@@ -39,32 +40,32 @@ class Cache:
         self._forget(self._objects(digest))
         return None
 
-    def keep(self, uri: str, version: str, data: bytes) -> None:
-        """Keep `data`, the content of `uri` in that version, if there is room for it."""
+    def keep(self, place: Place, version: str, data: bytes) -> None:
+        """Keep `data`, the content of `place` in that version, if there is room for it."""
         digest = hashlib.sha256(data).hexdigest()
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self._folder).free
+            self._folder.path.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(self._folder.path).free
             if free < ROOM * len(data):
                 self._notify("cache_skipped", reason=f"{self._folder} is short of room")
                 return
-            files.create(str(self._objects(digest)), data)
-            entry = str(self._versions(uri, version))
-            files.remove(entry)  # one that is there was of no use to `find`
-            files.create(entry, digest.encode())
+            self._files.create(self._objects(digest), data)
+            entry = self._versions(place, version)
+            self._files.remove(entry)  # one that is there was of no use to `find`
+            self._files.create(entry, digest.encode())
         except (JobError, OSError) as error:
             self._notify("cache_skipped", reason=str(error))
 
-    def _versions(self, uri: str, version: str) -> Path:
-        name = hashlib.sha256(f"{uri}\n{version}".encode()).hexdigest()
-        return self._folder / "versions" / name
+    def _versions(self, place: Place, version: str) -> Place:
+        name = hashlib.sha256(f"{place}\n{version}".encode()).hexdigest()
+        return self._folder / f"versions/{name}"
 
-    def _objects(self, digest: str) -> Path:
+    def _objects(self, digest: str) -> Place:
         # What a damaged file says may be no name for a file.
-        return self._folder / "objects" / (digest if digest.isalnum() else "none")
+        return self._folder / f"objects/{digest if digest.isalnum() else 'none'}"
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, place: Place) -> None:
         try:
-            files.remove(str(path))
+            self._files.remove(place)
         except JobError as error:
             self._notify("cache_skipped", reason=str(error))

@@ -26,7 +26,7 @@ from gcsfs.retry import HttpError, NonRetryableError
 from google.auth import exceptions
 
 from job.storage.background import in_thread
-from job.storage.stores import Kind, Page, Piece, StoreError
+from job.storage.connection import Failure, Page, Piece, StoreError
 
 # google-auth trusts a file of credentials to be one.
 _NO_FILE = (ValueError, TypeError, KeyError, AttributeError, OSError)
@@ -200,7 +200,7 @@ class GCS:
 
 
 @contextlib.contextmanager
-def _judged(failed: Kind, absent: Kind = "absent") -> Iterator[None]:
+def _judged(failed: Failure, absent: Failure = "absent") -> Iterator[None]:
     """Turn what gcsfs raises into a StoreError; a failed condition means `failed`."""
     try:
         yield
@@ -223,8 +223,8 @@ def _judged(failed: Kind, absent: Kind = "absent") -> Iterator[None]:
         raise StoreError("passing", "an answer that can't be understood") from error
 
 
-def _kind(status: int, text: str, reason: str, failed: Kind, absent: Kind) -> Kind:
-    kinds: dict[int, Kind] = {
+def _kind(status: int, text: str, reason: str, failed: Failure, absent: Failure) -> Failure:
+    kinds: dict[int, Failure] = {
         401: "refused",
         403: "passing" if "ateLimitExceeded" in reason else "refused",
         404: "no bucket" if "bucket does not exist" in text else absent,

@@ -11,15 +11,20 @@ refused.
 """
 
 import asyncio
+import mmap
 import os
+from collections.abc import Coroutine, Mapping
 from functools import partial
+from typing import Any, TypeVar
 
-from job.errors import ClusterError, ConflictError, DataError, OutputError, TemporaryError
-from job.storage import uris
+from job.errors import ClusterError, ConflictError, OutputError, TemporaryError
+from job.storage.backend import MEBIBYTE, check_size
+from job.storage.background import Background
+from job.storage.connection import Connection, Page, Piece, StoreError
+from job.storage.place import Kind, Place
+from job.storage.refusals import explained
 from job.storage.retrying import Patience
-from job.storage.stores import Page, Piece, Store, StoreError
 
-MEBIBYTE = 1024 * 1024
 FIRST_BYTES = 4 * MEBIBYTE  # asked for before the size is known, and all there is of most objects
 PIECE_BYTES = 16 * MEBIBYTE  # of a large object, fetched several at once
 CONCURRENT = 8  # requests
@@ -27,52 +32,117 @@ MAX_BYTES = 5 * 1024 * MEBIBYTE - 1  # S3 takes one more in one PUT, but s3fs th
 _LOOKS = 3  # at an object that changes while it is read
 _PAGE = 1_000  # names
 
+Result = TypeVar("Result")
+
 
 class Objects:
-    """The object stores that URIs name, each opened when first needed.
+    """The object stores of one kind, by a connection that is made when first needed.
 
-    Its methods raise StoreError for what a request came to, and an error of the job for what only
-    they know.
+    Every verb may raise what `refusals` makes of a StoreError.
     """
 
-    def __init__(self, patience: Patience, *, anonymous: bool) -> None:
-        """Open nothing yet; `anonymous` uses no credentials, and looks for none."""
+    def __init__(self, kind: Kind, patience: Patience, *, anonymous: bool) -> None:
+        """Connect to nothing yet.
+
+        Args:
+            kind: `s3` or `gs`.
+            patience: how long to wait for a store, and whom to tell of retries.
+            anonymous: use no credentials, and look for none.
+        """
+        self._kind = kind
         self._patience = patience
         self._anonymous = anonymous
-        self._stores: dict[str, Store] = {}
-        self._proven: set[tuple[str, str]] = set()  # stores and buckets that never overwrite
+        self._connected: Connection | None = None
+        self._proven: set[str] = set()  # buckets whose store never overwrites
         self._at_once = asyncio.Semaphore(CONCURRENT)
+        self._background = Background(self._disconnect)
 
-    async def get(self, uri: str, first: int, last: int, version: str | None = None) -> Piece:
-        """Return the bytes `first` to `last`, if the object is still of that `version`."""
-        store, bucket, key = self._at(uri)
-        async with self._at_once:
-            return await self._patience.request(
-                partial(store.get, bucket, key, first, last, version), f"GET {uri}"
-            )
+    # --- the verbs, waited for here and carried out below --------------------------------------
 
-    async def read(self, uri: str, limit_bytes: int) -> tuple[bytes, str]:
-        """Return the whole object, of at most `limit_bytes`, and its version.
-
-        Large ones come in pieces, several at once, all of one version.
+    def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
+        """Return the whole object and its version; large ones come in pieces, all of one version.
 
         Raises:
-            DataError: it is larger.
+            MissingInputError: there is none.
+            DataError: it is larger than the limit.
             TemporaryError: it changes all the time.
         """
+        return self._run(self._read(place, limit_bytes), place, "reading")
+
+    def version(self, place: Place) -> str:
+        """Return what the store calls the object's content now."""
+        return self._run(self._get(place, 0, 0), place, "reading").version
+
+    def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
+        """Return None: what lies in a store is fetched whole."""
+        del place, above_bytes
+        return None
+
+    def is_folder(self, place: Place) -> bool:
+        """Tell whether objects lie below `place` and none at it."""
+        return self._run(self._is_folder(place), place, "looking for")
+
+    def exists(self, place: Place) -> bool:
+        """Tell whether an object lies at `place`."""
+        return self._run(self._exists(place), place, "looking for")
+
+    def names(self, place: Place) -> list[str]:
+        """Return the names of the objects directly in the folder `place`, sorted."""
+        return self._run(self._names(place), place, "listing")
+
+    def create(self, place: Place, data: bytes) -> None:
+        """Write `data` as a new object; finding the same bytes there is success.
+
+        Raises:
+            ConflictError: the object exists with other bytes.
+            ClusterError: the store would overwrite objects.
+            TemporaryError: whether it was written can't be known now.
+        """
+        self._run(self._create(place, data), place, "writing")
+
+    def create_all(self, objects: Mapping[Place, bytes]) -> None:
+        """Create each object, all at the same time: each is written or failed when this ends."""
+        if objects:
+            self._run(self._create_all(objects), next(iter(objects)), "writing")
+
+    def remove(self, place: Place) -> None:
+        """Remove the object; that there is none is fine."""
+        self._run(self._remove(place), place, "removing")
+
+    def close(self) -> None:
+        """Give up whatever is under way and close all connections."""
+        self._background.stop()
+
+    def _run(self, work: Coroutine[Any, Any, Result], place: Place, doing: str) -> Result:
+        try:
+            return self._background.run(work)
+        except StoreError as error:
+            raise explained(error, place, doing) from error
+
+    # --- how they are carried out --------------------------------------------------------------
+
+    async def _get(self, place: Place, first: int, last: int, version: str | None = None) -> Piece:
+        """Return the bytes `first` to `last`, if the object is still of that `version`."""
+        async with self._at_once:
+            return await self._patience.request(
+                partial(self._connection().get, place.bucket, place.key, first, last, version),
+                f"GET {place}",
+            )
+
+    async def _read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
         for _ in range(_LOOKS):
             try:
-                return await self._read(uri, limit_bytes)
+                return await self._read_once(place, limit_bytes)
             except StoreError as error:
                 if error.kind != "changed":
                     raise
-        raise TemporaryError(f"{uri} was replaced {_LOOKS} times while it was read: try again")
+        raise TemporaryError(f"{place} was replaced {_LOOKS} times while it was read: try again")
 
-    async def _read(self, uri: str, limit_bytes: int) -> tuple[bytes, str]:
-        start = await self.get(uri, 0, min(FIRST_BYTES, limit_bytes + 1) - 1)
-        check_size(uri, start.size, limit_bytes)
+    async def _read_once(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
+        start = await self._get(place, 0, min(FIRST_BYTES, limit_bytes + 1) - 1)
+        check_size(place, start.size, limit_bytes)
         requests = [
-            self.get(uri, first, min(first + PIECE_BYTES, start.size) - 1, start.version)
+            self._get(place, first, min(first + PIECE_BYTES, start.size) - 1, start.version)
             for first in range(len(start.data), start.size, PIECE_BYTES)
         ]
         pieces = [start, *await asyncio.gather(*requests)]
@@ -83,100 +153,103 @@ class Objects:
             raise StoreError("wrong", f"{len(data):,} bytes came of {start.size:,}")
         return data, start.version
 
-    async def exists(self, uri: str) -> bool:
-        """Tell whether an object lies at `uri`."""
+    async def _exists(self, place: Place) -> bool:
         try:
             # Not HEAD: its answer has no body, which is where stores say why they refuse.
-            await self.get(uri, 0, 0)
+            await self._get(place, 0, 0)
         except StoreError as error:
             if error.kind in {"absent", "no bucket"}:
                 return False
             raise
         return True
 
-    async def is_folder(self, uri: str) -> bool:
-        """Tell whether objects lie below `uri` and none at it."""
-        return not await self.exists(uri) and bool((await self._page(uri, None, 1)).keys)
+    async def _is_folder(self, place: Place) -> bool:
+        return not await self._exists(place) and bool((await self._page(place, None, 1)).keys)
 
-    async def names(self, uri: str) -> list[str]:
-        """Return the names of the objects directly in the folder `uri`, sorted."""
-        prefix = f"{uris.in_store(uri)[2]}/"
-        page = await self._page(uri, None, _PAGE)
+    async def _names(self, place: Place) -> list[str]:
+        prefix = f"{place.key}/"
+        page = await self._page(place, None, _PAGE)
         keys = list(page.keys)
         while page.next is not None:
-            page = await self._page(uri, page.next, _PAGE)
+            page = await self._page(place, page.next, _PAGE)
             keys += page.keys
         return sorted({key.removeprefix(prefix).rstrip("/") for key in keys} - {""})
 
-    async def _page(self, uri: str, after: str | None, limit: int) -> Page:
-        store, bucket, key = self._at(uri)
+    async def _page(self, place: Place, after: str | None, limit: int) -> Page:
         return await self._patience.request(
-            partial(store.page, bucket, f"{key}/", after, limit), f"LIST {uri}"
+            partial(self._connection().page, place.bucket, f"{place.key}/", after, limit),
+            f"LIST {place}",
         )
 
-    async def create(self, uri: str, data: bytes) -> None:
-        """Write `data` as a new object; finding the same bytes there is success.
-
-        Raises:
-            ConflictError: the object exists with other bytes.
-            ClusterError: the store would overwrite objects.
-            TemporaryError: whether it was written can't be known now.
-        """
+    async def _create(self, place: Place, data: bytes) -> None:
         if len(data) > MAX_BYTES:
-            raise OutputError(f"{uri} would have 5 GiB or more, too much for one request")
-        store, bucket, _ = self._at(uri)
-        place = (uris.in_store(uri)[0], bucket)
-        if place in self._proven:
-            await self._create(uri, data)
+            raise OutputError(f"{place} would have 5 GiB or more, too much for one request")
+        if place.bucket in self._proven:
+            await self._take(place, data)
             return
-        if await self._holds(uri, data) or not await self._create(uri, data):
+        if await self._holds(place, data) or not await self._take(place, data):
             return
         try:
-            await self._put(store, uri, data)
+            await self._put(place, data)
         except StoreError as error:
             if error.kind != "exists":
                 raise
-            self._proven.add(place)
+            self._proven.add(place.bucket)
         else:
             raise ClusterError(
-                f"the store of {uri} overwrites objects that were to be created only: two pods of "
-                "one run could destroy each other's work there; choose a store that honours "
+                f"the store of {place} overwrites objects that were to be created only: two pods "
+                "of one run could destroy each other's work there; choose a store that honours "
                 "If-None-Match (ifGenerationMatch on Google's)"
             )
 
-    async def _create(self, uri: str, data: bytes) -> bool:
+    async def _create_all(self, objects: Mapping[Place, bytes]) -> None:
+        async def one(place: Place, data: bytes) -> None:
+            try:
+                await self._create(place, data)
+            except StoreError as error:
+                raise explained(error, place, "writing") from error
+
+        # All to their ends, even if one fails: none is left half done.
+        ends = await asyncio.gather(
+            *(one(place, data) for place, data in objects.items()), return_exceptions=True
+        )
+        for end in ends:
+            if end is not None:
+                raise end
+
+    async def _take(self, place: Place, data: bytes) -> bool:
         """Create the object and return whether the store just took it; if not, it has our bytes."""
-        store, bucket, _ = self._at(uri)
         try:
-            await self._put(store, uri, data)
+            await self._put(place, data)
         except StoreError as error:
             if error.kind not in {"exists", "passing", "busy"}:
                 raise
             if error.kind == "exists":
-                self._proven.add((uris.in_store(uri)[0], bucket))
-            if not await self._holds(uri, data):
+                self._proven.add(place.bucket)
+            if not await self._holds(place, data):
                 if error.kind == "exists":  # and was removed before it could be read
                     raise StoreError("busy", "it was there and is gone") from error
                 raise
             return False
         return True
 
-    async def _put(self, store: Store, uri: str, data: bytes) -> None:
-        _, bucket, key = self._at(uri)
+    async def _put(self, place: Place, data: bytes) -> None:
         async with self._at_once:
-            await self._patience.request(partial(store.put_new, bucket, key, data), f"PUT {uri}")
+            await self._patience.request(
+                partial(self._connection().put_new, place.bucket, place.key, data), f"PUT {place}"
+            )
 
-    async def _holds(self, uri: str, data: bytes) -> bool:
+    async def _holds(self, place: Place, data: bytes) -> bool:
         """Tell whether the object has the bytes `data`, or isn't there.
 
         Raises:
             ConflictError: it has others.
         """
         try:
-            found = await self.get(uri, 0, min(FIRST_BYTES, len(data) + 1) - 1)
+            found = await self._get(place, 0, min(FIRST_BYTES, len(data) + 1) - 1)
             if found.size == len(data):
                 whole = len(found.data) == found.size
-                theirs = found.data if whole else (await self.read(uri, len(data)))[0]
+                theirs = found.data if whole else (await self._read(place, len(data)))[0]
                 if theirs == data:
                     return True
         except StoreError as error:
@@ -184,30 +257,27 @@ class Objects:
                 return False
             raise
         raise ConflictError(
-            f"{uri} already exists with other content: nothing was overwritten; choose another "
+            f"{place} already exists with other content: nothing was overwritten; choose another "
             "--run-id or --output"
         )
 
-    async def remove(self, uri: str) -> None:
-        """Remove the object; that there is none is fine."""
-        store, bucket, key = self._at(uri)
-        await self._patience.request(partial(store.delete, bucket, key), f"DELETE {uri}")
+    async def _remove(self, place: Place) -> None:
+        await self._patience.request(
+            partial(self._connection().delete, place.bucket, place.key), f"DELETE {place}"
+        )
 
-    async def close(self) -> None:
-        """Close all connections."""
-        for store in self._stores.values():
-            await store.close()
+    async def _disconnect(self) -> None:
+        if self._connected is not None:
+            await self._connected.close()
 
-    def _at(self, uri: str) -> tuple[Store, str, str]:
-        """Return store, bucket and key of `uri`, the store made if need be."""
-        kind, bucket, key = uris.in_store(uri)
-        if kind not in self._stores:
+    def _connection(self) -> Connection:
+        """Return the connection, made if need be: each kind brings a second of imports."""
+        if self._connected is None:
             seconds = self._patience.timeout_seconds
-            # Each brings a second of imports: only the one that is needed.
-            if kind == "s3":
+            if self._kind == "s3":
                 from job.storage.s3 import S3  # noqa: PLC0415
 
-                self._stores[kind] = S3(
+                self._connected = S3(
                     anonymous=self._anonymous, timeout_seconds=seconds, connections=CONCURRENT
                 )
             else:
@@ -215,14 +285,5 @@ class Objects:
                 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
                 from job.storage.gcs import GCS  # noqa: PLC0415
 
-                self._stores[kind] = GCS(anonymous=self._anonymous, timeout_seconds=seconds)
-        return self._stores[kind], bucket, key
-
-
-def check_size(uri: str, size: int, limit_bytes: int) -> None:
-    """Raise a DataError if an object of `size` bytes is more than `limit_bytes`."""
-    if size > limit_bytes:
-        raise DataError(
-            f"{uri} has more than {limit_bytes // MEBIBYTE} MiB, the most this job reads of such a "
-            "file: give a smaller one"
-        )
+                self._connected = GCS(anonymous=self._anonymous, timeout_seconds=seconds)
+        return self._connected

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from job.storage.stores import StoreError
+from job.storage.connection import StoreError
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5  # doubles each time, and is spread by half to either side

@@ -15,7 +15,7 @@ from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from s3fs import S3FileSystem
 
-from job.storage.stores import Kind, Page, Piece, StoreError
+from job.storage.connection import Failure, Page, Piece, StoreError
 
 _CREDENTIALS = (
     exceptions.NoCredentialsError,
@@ -140,7 +140,7 @@ class S3:
 
 
 @contextlib.contextmanager
-def _judged(precondition: Kind) -> Iterator[None]:
+def _judged(precondition: Failure) -> Iterator[None]:
     """Turn what s3fs raises into a StoreError; a failed condition means `precondition`."""
     try:
         yield
@@ -171,8 +171,8 @@ def _status(error: OSError) -> int:
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _kind(status: int, code: str, precondition: Kind) -> Kind:
-    kinds: dict[int, Kind] = {
+def _kind(status: int, code: str, precondition: Failure) -> Failure:
+    kinds: dict[int, Failure] = {
         401: "refused",
         403: "refused",
         404: "no bucket" if code == "NoSuchBucket" else "absent",

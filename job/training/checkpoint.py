@@ -22,9 +22,8 @@ from safetensors import numpy as safetensors
 from job import storage
 from job.errors import ConflictError, DataError, JobError, MissingInputError
 from job.process.progress import Progress
-from job.storage import uris
+from job.storage import Place
 
-FOLDER = "checkpoints"
 MAX_BYTES = 4096 * storage.MEBIBYTE
 FORMAT = 1
 
@@ -100,9 +99,9 @@ def from_bytes(data: bytes, uri: str) -> State:
 class Checkpoints:
     """The checkpoints of one run, written beside the training and not in its way."""
 
-    def __init__(self, run_uri: str, every_seconds: float, progress: Progress) -> None:
-        """Keep them in the run's folder; write one at most every `every_seconds` unless told to."""
-        self._folder = uris.join(run_uri, FOLDER)
+    def __init__(self, folder: Place, every_seconds: float, progress: Progress) -> None:
+        """Keep them in `folder`; write one at most every `every_seconds` unless told to."""
+        self._folder = folder
         self._every_seconds = every_seconds
         self._progress = progress
         self._last = time.monotonic()
@@ -120,15 +119,15 @@ class Checkpoints:
         """
         self._known = [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
         for name in reversed(self._known):
-            uri = uris.join(self._folder, name)
+            place = self._folder / name
             try:
-                state = _verified(uri, name)
+                state = _verified(place)
             except (DataError, MissingInputError) as error:
-                self._progress.event("checkpoint_passed_by", uri=uri, reason=str(error))
+                self._progress.event("checkpoint_passed_by", uri=str(place), reason=str(error))
                 continue
             if state.owner != owner:
                 raise ConflictError(
-                    f"{uri} belongs to another config or other data: choose another --run-id"
+                    f"{place} belongs to another config or other data: choose another --run-id"
                 )
             return state
         if self._known:
@@ -166,21 +165,21 @@ class Checkpoints:
         One that can't be removed stays, and the log says so: it costs room and nothing else.
         """
         for name in self._known[:-keep]:
-            uri = uris.join(self._folder, name)
+            place = self._folder / name
             try:
-                storage.remove(uri)
+                storage.remove(place)
             except JobError as error:
-                self._progress.event("checkpoint_kept", uri=uri, reason=str(error))
+                self._progress.event("checkpoint_kept", uri=str(place), reason=str(error))
         self._known = self._known[-keep:]
 
     def _save(self, state: State) -> None:
         data = to_bytes(state)
         name = f"{state.step:010}-{hashlib.sha256(data).hexdigest()}.safetensors"
-        uri = uris.join(self._folder, name)
-        storage.create(uri, data)
+        place = self._folder / name
+        storage.create(place, data)
         # The same state may be saved twice, which makes one file and must count as one.
         self._known = [*(known for known in self._known if known != name), name]
-        self._progress.event("checkpoint_saved", step=state.step, uri=uri)
+        self._progress.event("checkpoint_saved", step=state.step, uri=str(place))
 
     def _try_to_save(self, state: State) -> None:
         try:
@@ -191,13 +190,15 @@ class Checkpoints:
             self._progress.event("checkpoint_failed", step=state.step, reason=str(error))
 
 
-def _verified(uri: str, name: str) -> State:
-    data = storage.read(uri, MAX_BYTES)
-    matched = _NAME.fullmatch(name)
+def _verified(place: Place) -> State:
+    data = storage.read(place, MAX_BYTES)
+    matched = _NAME.fullmatch(place.name)
     found = hashlib.sha256(data).hexdigest()
     if matched is None or found != matched[2]:
-        raise DataError(f"{uri} is damaged: its sha256 is {found[:12]}..., not what its name says")
-    state = from_bytes(data, uri)
+        raise DataError(
+            f"{place} is damaged: its sha256 is {found[:12]}..., not what its name says"
+        )
+    state = from_bytes(data, str(place))
     if state.step != int(matched[1]):
-        raise DataError(f"{uri} holds step {state.step:,}, not what its name says")
+        raise DataError(f"{place} holds step {state.step:,}, not what its name says")
     return state

@@ -41,12 +41,17 @@ def xla_on_cpu(name: str) -> bool:
     return _ARCHITECTURES[name].xla_on_cpu
 
 
-def for_publishing(model: keras.Model) -> keras.Model:
-    """Return a float32 copy of `model`, a model from `build`, that ends in probabilities."""
+def in_float32(model: keras.Model) -> keras.Model:
+    """Return a copy of `model`, a model from `build`, that computes as its published files do."""
     plain = build(model.name, model.input_shape[1:], model.output_shape[-1])
     plain.set_weights(model.get_weights())
-    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(plain.output)
-    return keras.Model(plain.input, probabilities, name=model.name)
+    return plain
+
+
+def with_probabilities(model: keras.Model) -> keras.Model:
+    """Return `model`, a model from `build`, with probabilities in place of its logits."""
+    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(model.output)
+    return keras.Model(model.input, probabilities, name=model.name)
 
 
 class _Layers:

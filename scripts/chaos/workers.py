@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from job.config import EMBEDDED
 from job.data import source
 
 HARMS = ("killed", "frozen", "missing")
@@ -233,7 +234,7 @@ def outcome(output: Path) -> str:
 
 def small_data(path: Path) -> None:
     """Write a small part of MNIST, so that a training takes seconds."""
-    mnist = source.load("mnist")
+    mnist = source.load(EMBEDDED)
     parts = {
         "x_train": mnist.x_train[:4000],
         "y_train": mnist.y_train[:4000],

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from job.errors import DataError, MissingInputError
 from job.pictures import handwriting
+from job.storage import Place
 
 SHAPE = (28, 28)
 
@@ -28,7 +29,7 @@ def encoded(pixels, form="PNG", **more) -> bytes:
 def read(tmp_path, data: bytes, shape=SHAPE):
     path = tmp_path / "picture"
     path.write_bytes(data)
-    return handwriting.read_picture(str(path), shape)
+    return handwriting.read_picture(Place.of(path), shape)
 
 
 def drawn(digit: str = "5", size=(300, 400), place=(150, 200), height=200) -> np.ndarray:
@@ -200,7 +201,7 @@ def test_a_large_file_is_refused_unread(tmp_path, monkeypatch):
 
 def test_a_missing_picture_is_a_missing_input(tmp_path):
     with pytest.raises(MissingInputError):
-        handwriting.read_picture(str(tmp_path / "nowhere.png"), SHAPE)
+        handwriting.read_picture(Place.of(tmp_path / "nowhere.png"), SHAPE)
 
 
 def test_colour_models_are_explained(tmp_path):
@@ -232,6 +233,6 @@ def test_damaged_pictures_never_crash(tmp_path_factory, source, position, length
     path = tmp_path_factory.getbasetemp() / "damaged"
     path.write_bytes(damaged)
     with contextlib.suppress(DataError):  # anything else that is raised fails the test
-        image = handwriting.read_picture(str(path), SHAPE)
+        image = handwriting.read_picture(Place.of(path), SHAPE)
         assert (image.shape, image.dtype) == (SHAPE, np.uint8)
         assert image.max() == 255

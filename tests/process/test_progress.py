@@ -114,6 +114,44 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         {"reason": "/cache is short of room"},
         "warning    no cache: /cache is short of room",
     ),
+    (
+        "other_data",
+        {"weights": "runs/r1/model_weights.h5", "data": "mnist"},
+        "warning    runs/r1/model_weights.h5 were trained on other data than mnist holds",
+    ),
+    (
+        "data_not_compared",
+        {"reason": "a.npz does not exist"},
+        "warning    whether the data are still those of the run is not known: a.npz does not exist",
+    ),
+    (
+        "end_not_recorded",
+        {"reason": "no answer in time"},
+        "warning    how this attempt ended is not written beside the run: no answer in time",
+    ),
+    (
+        "unknown_variable",
+        {"variable": "MNIST_JOB_EPOCH", "nearest": "MNIST_JOB_EPOCHS"},
+        (
+            "warning    the variable MNIST_JOB_EPOCH means nothing to this job and was ignored: "
+            "did you mean MNIST_JOB_EPOCHS?"
+        ),
+    ),
+    (
+        "unknown_variable",
+        {"variable": "MNIST_JOB_X", "nearest": None},
+        "warning    the variable MNIST_JOB_X means nothing to this job and was ignored",
+    ),
+    (
+        "verdict_not_written",
+        {"reason": "no room"},
+        "mnist-job: warning: no room",
+    ),
+    (
+        "failed",
+        {"error": "--epochs must be more", "code": 64},
+        "mnist-job: error: --epochs must be more (exit 64)",
+    ),
     ("complete", COMPLETE, COMPLETE_TEXT),
     (
         "already_complete",
@@ -163,7 +201,8 @@ def test_a_collector_reads_one_json_object_a_line(
     moment = datetime.fromisoformat(document.pop("time"))
     assert before <= moment <= datetime.now(UTC)
     assert moment.utcoffset() == timedelta(0)
-    level = "warning" if text.startswith("warning") else "info"
+    level = next((word for word in ("warning", "error") if word in text.split(": ", 2)[:2]), "info")
+    level = "warning" if text.startswith("warning") else level
     assert document == {"level": level, "event": name, **details}
 
 

@@ -406,6 +406,7 @@ def test_who_set_a_variable_meant_it(monkeypatch: pytest.MonkeyPatch, variable: 
 OPTIONAL = ("matplotlib", "pandas")
 FAKE_KERAS = """
 import sys
+__version__ = "0"
 seen = {}
 for name in ("matplotlib", "pandas", "os"):
     try:
@@ -422,7 +423,7 @@ def fakes(tmp_path: Path) -> Path:
     folder = tmp_path / "fakes"
     folder.mkdir()
     for name in ("tensorflow", *OPTIONAL):
-        (folder / f"{name}.py").touch()
+        (folder / f"{name}.py").write_text("__version__ = '0'")
     (folder / "keras.py").write_text(FAKE_KERAS)
     return folder
 
@@ -475,7 +476,9 @@ def test_what_was_imported_before_stays_imported(fakes: Path) -> None:
 
 @pytest.mark.parametrize("before", [True, False])
 def test_the_garbage_collector_rests_during_the_import_only(fakes: Path, before: bool) -> None:
-    (fakes / "tensorflow.py").write_text("import gc\nresting = not gc.isenabled()")
+    (fakes / "tensorflow.py").write_text(
+        "import gc\nresting = not gc.isenabled()\n__version__ = '0'"
+    )
     found = run_python(
         "import gc, json\n"
         "from job.process.runtime import import_tensorflow\n"

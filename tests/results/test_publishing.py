@@ -14,7 +14,8 @@ from job import storage
 from job.config import RunConfig
 from job.errors import ConflictError, DataError, JobError, MissingInputError, OutputError
 from job.results import publishing
-from job.results.publishing import Artifact
+from job.results.publishing import Artifact, RunFolder
+from job.storage import parse
 from job.workers.cluster import Cluster
 
 FINGERPRINT = "ab" * 32
@@ -28,7 +29,29 @@ def config(tmp_path: Path) -> RunConfig:
 
 
 def folder_of(config: RunConfig) -> Path:
-    return Path(config.run_uri)
+    return config.place.path
+
+
+def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -> int:
+    facts = {"started": started, **cluster.names}
+    number: int = RunFolder(config.place).claim(config, fingerprint, facts)[-1]["attempt"]
+    return number
+
+
+def finished(config: RunConfig) -> dict[str, Any] | None:
+    return RunFolder(config.place).finished(config)
+
+
+def complete(config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
+    return RunFolder(config.place).complete(config, document)
+
+
+def publish(config: RunConfig, files: dict[str, bytes]) -> tuple[Artifact, ...]:
+    return RunFolder(config.place).publish({config.place / name: files[name] for name in files})
+
+
+def read(weights: str, limit_bytes: int) -> bytes:
+    return publishing.read_artifact(parse(weights), limit_bytes)[0]
 
 
 def metrics(config: RunConfig, files: dict[str, bytes] = FILES, **more: Any) -> dict[str, Any]:
@@ -55,7 +78,7 @@ def put_metrics(config: RunConfig, content: bytes) -> Path:
 
 
 def test_attempts_count_from_one(config: RunConfig) -> None:
-    numbers = [publishing.claim(config, FINGERPRINT, CLUSTER, f"10:0{n}") for n in range(3)]
+    numbers = [claim(config, FINGERPRINT, CLUSTER, f"10:0{n}") for n in range(3)]
     assert numbers == [1, 2, 3]
     attempts = folder_of(config) / "attempts"
     assert sorted(path.name for path in attempts.iterdir()) == [
@@ -76,30 +99,47 @@ def test_attempts_count_from_one(config: RunConfig) -> None:
     }
 
 
+def test_an_attempt_is_told_of_those_before_it(config: RunConfig) -> None:
+    folder = RunFolder(config.place)
+    for number in range(1, 4):
+        records = folder.claim(config, FINGERPRINT, {"started": f"10:0{number}", "cores": number})
+        assert [(one["attempt"], one["cores"]) for one in records] == [
+            (each, each) for each in range(1, number + 1)
+        ]
+
+
+def test_of_many_attempts_the_newest_are_told(config: RunConfig, monkeypatch) -> None:
+    monkeypatch.setattr(publishing, "_MAX_RECORDS", 3)
+    for minute in range(5):
+        claim(config, FINGERPRINT, CLUSTER, f"10:0{minute}")
+    records = RunFolder(config.place).claim(config, FINGERPRINT, {})
+    assert [record["attempt"] for record in records] == [4, 5, 6]
+
+
 @pytest.mark.parametrize("before", [1, 2, 3, 7, 8, 9, 100, 1000])
 def test_the_next_attempt_is_found_in_a_few_looks(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, before: int
 ) -> None:
-    publishing.claim(config, "data", Cluster(), "then")
+    claim(config, "data", Cluster(), "then")
     for number in range(2, before + 1):
         (folder_of(config) / "attempts" / f"{number:04}.json").write_text("{}")
     looks, exists = [], storage.exists
     monkeypatch.setattr(storage, "exists", lambda uri: looks.append(uri) or exists(uri))
-    assert publishing.claim(config, "data", Cluster(), "now") == before + 1
+    assert claim(config, "data", Cluster(), "now") == before + 1
     assert len(looks) <= 2 * before.bit_length() + 1
 
 
 def test_racing_attempts_have_numbers_without_gaps(config: RunConfig) -> None:
     with ThreadPoolExecutor(4) as pool:
         pods = [Cluster(pod=str(number)) for number in range(12)]
-        claimed = pool.map(lambda pod: publishing.claim(config, "data", pod, "now"), pods)
+        claimed = pool.map(lambda pod: claim(config, "data", pod, "now"), pods)
         assert sorted(claimed) == list(range(1, 13))
 
 
 def test_another_pod_on_another_device_goes_on_with_the_run(config: RunConfig) -> None:
-    assert publishing.claim(config, FINGERPRINT, CLUSTER, "10:00") == 1
+    assert claim(config, FINGERPRINT, CLUSTER, "10:00") == 1
     moved = replace(config, strategy="cpu")
-    assert publishing.claim(moved, FINGERPRINT, Cluster(pod="mnist-y8"), "10:00") == 2
+    assert claim(moved, FINGERPRINT, Cluster(pod="mnist-y8"), "10:00") == 2
 
 
 @pytest.mark.parametrize(
@@ -114,25 +154,25 @@ def test_another_pod_on_another_device_goes_on_with_the_run(config: RunConfig) -
 def test_a_run_belongs_to_the_config_that_began_it(
     config: RunConfig, field: str, value: Any, said: str
 ) -> None:
-    publishing.claim(config, FINGERPRINT, CLUSTER, "10:00")
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
     with pytest.raises(ConflictError) as caught:
-        publishing.claim(replace(config, **{field: value}), FINGERPRINT, CLUSTER, "10:01")
+        claim(replace(config, **{field: value}), FINGERPRINT, CLUSTER, "10:01")
     assert said in str(caught.value)
     assert "--run-id" in str(caught.value)
     assert len(list((folder_of(config) / "attempts").iterdir())) == 1
 
 
 def test_a_run_belongs_to_the_data_that_it_began_with(config: RunConfig) -> None:
-    publishing.claim(config, FINGERPRINT, CLUSTER, "10:00")
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
     with pytest.raises(ConflictError, match="begun with other data at mnist"):
-        publishing.claim(config, "cd" * 32, CLUSTER, "10:01")
+        claim(config, "cd" * 32, CLUSTER, "10:01")
     assert len(list((folder_of(config) / "attempts").iterdir())) == 1
 
 
 def test_other_runs_are_other_runs(config: RunConfig) -> None:
-    publishing.claim(config, FINGERPRINT, CLUSTER, "10:00")
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
     other = replace(config, run_id="r2", epochs=3)
-    assert publishing.claim(other, "cd" * 32, CLUSTER, "10:00") == 1
+    assert claim(other, "cd" * 32, CLUSTER, "10:00") == 1
 
 
 def test_too_many_attempts_are_a_conflict(
@@ -140,39 +180,39 @@ def test_too_many_attempts_are_a_conflict(
 ) -> None:
     monkeypatch.setattr(publishing, "_MAX_ATTEMPTS", 2)
     for number in (1, 2):
-        publishing.claim(config, FINGERPRINT, CLUSTER, f"10:0{number}")
+        claim(config, FINGERPRINT, CLUSTER, f"10:0{number}")
     with pytest.raises(ConflictError, match="begun 2 times"):
-        publishing.claim(config, FINGERPRINT, CLUSTER, "10:03")
+        claim(config, FINGERPRINT, CLUSTER, "10:03")
 
 
 def test_a_damaged_attempt_is_not_passed_over(config: RunConfig) -> None:
-    publishing.claim(config, FINGERPRINT, CLUSTER, "10:00")
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
     (folder_of(config) / "attempts" / "0001.json").write_bytes(b'{"attempt": 1, "con')
     with pytest.raises(DataError, match=r"/attempts/0001\.json is not the JSON"):
-        publishing.claim(config, FINGERPRINT, CLUSTER, "10:01")
+        claim(config, FINGERPRINT, CLUSTER, "10:01")
 
 
 def test_an_output_that_cannot_be_written_is_found_out_first(config: RunConfig) -> None:
     Path(config.output).write_bytes(b"a file")
     with pytest.raises(OutputError):
-        publishing.claim(config, FINGERPRINT, CLUSTER, "10:00")
+        claim(config, FINGERPRINT, CLUSTER, "10:00")
 
 
 # --- a finished run -------------------------------------------------------------------------
 
 
 def test_a_run_not_begun_and_one_not_complete_are_not_finished(config: RunConfig) -> None:
-    assert publishing.finished(config) is None
-    publishing.claim(config, FINGERPRINT, CLUSTER, "10:00")
-    publishing.publish(config.run_uri, FILES)
-    assert publishing.finished(config) is None
+    assert finished(config) is None
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
+    publish(config, FILES)
+    assert finished(config) is None
 
 
 def test_a_complete_run_is_finished(config: RunConfig) -> None:
     document = metrics(config)
-    publishing.complete(config, document)
-    assert publishing.finished(config) == document
-    assert publishing.finished(replace(config, strategy="gpu")) == document
+    complete(config, document)
+    assert finished(config) == document
+    assert finished(replace(config, strategy="gpu")) == document
 
 
 @pytest.mark.parametrize("part", ["test", "timing", "artifacts"])
@@ -181,13 +221,13 @@ def test_metrics_without_their_main_parts_are_bad_data(config: RunConfig, part: 
     del document[part]
     put_metrics(config, publishing.to_json(document))
     with pytest.raises(DataError, match=f"lacks {part}"):
-        publishing.finished(config)
+        finished(config)
 
 
 def test_a_run_completed_with_another_config_is_a_conflict(config: RunConfig) -> None:
-    publishing.complete(config, metrics(config))
+    complete(config, metrics(config))
     with pytest.raises(ConflictError, match="epochs 10 there, 3 here"):
-        publishing.finished(replace(config, epochs=3))
+        finished(replace(config, epochs=3))
 
 
 BAD_JSON = {
@@ -208,7 +248,7 @@ BAD_JSON = {
 def test_metrics_that_cannot_be_understood_are_bad_data(config: RunConfig, content: bytes) -> None:
     path = put_metrics(config, content)
     with pytest.raises(DataError, match=r"metrics\.json") as caught:
-        publishing.finished(config)
+        finished(config)
     assert len(str(caught.value)) < 400
     assert path.read_bytes() == content
 
@@ -223,14 +263,14 @@ def test_metrics_of_who_knows_whom_are_a_conflict(
 ) -> None:
     put_metrics(config, json.dumps(document).encode())
     with pytest.raises(ConflictError, match="belongs to a run with another config"):
-        publishing.finished(config)
+        finished(config)
 
 
 def test_metrics_too_large_are_bad_data(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "MAX_JSON_BYTES", 100)
     put_metrics(config, b" " * 101)
     with pytest.raises(DataError):
-        publishing.finished(config)
+        finished(config)
 
 
 def refuse_reading(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
@@ -248,10 +288,10 @@ def test_metrics_that_may_not_be_read_are_not_taken_for_absent(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ "I can't see" is not "there is nothing": a finished run would be trained again."""
-    publishing.complete(config, metrics(config))
+    complete(config, metrics(config))
     refuse_reading(monkeypatch, folder_of(config) / "metrics.json")
     with pytest.raises(JobError, match=r"metrics\.json"):
-        publishing.finished(config)
+        finished(config)
 
 
 @pytest.mark.parametrize("kind", ["folder", "dangling link"])
@@ -266,14 +306,14 @@ def test_something_else_in_the_place_of_metrics_is_not_taken_for_absent(
     else:
         path.symlink_to("nowhere")
     with pytest.raises(JobError, match=r"metrics\.json"):
-        publishing.finished(config)
+        finished(config)
 
 
 # --- artifacts ------------------------------------------------------------------------------
 
 
 def test_publishing_writes_the_files_and_describes_them(config: RunConfig) -> None:
-    artifacts = publishing.publish(config.run_uri, FILES)
+    artifacts = publish(config, FILES)
     assert artifacts == tuple(
         Artifact(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in FILES.items()
     )
@@ -281,47 +321,47 @@ def test_publishing_writes_the_files_and_describes_them(config: RunConfig) -> No
 
 
 def test_publishing_the_same_twice_is_fine(config: RunConfig) -> None:
-    first = publishing.publish(config.run_uri, FILES)
-    assert publishing.publish(config.run_uri, FILES) == first
+    first = publish(config, FILES)
+    assert publish(config, FILES) == first
 
 
 def test_publishing_something_else_is_a_conflict(config: RunConfig) -> None:
-    publishing.publish(config.run_uri, FILES)
+    publish(config, FILES)
     with pytest.raises(ConflictError, match=r"model\.keras already exists"):
-        publishing.publish(config.run_uri, FILES | {"model.keras": b"ARCHIVE"})
+        publish(config, FILES | {"model.keras": b"ARCHIVE"})
     assert (folder_of(config) / "model.keras").read_bytes() == FILES["model.keras"]
 
 
 def test_completing_returns_what_was_written(config: RunConfig) -> None:
     document = metrics(config, note="é")
-    assert publishing.complete(config, document) == document
+    assert complete(config, document) == document
     assert json.loads((folder_of(config) / "metrics.json").read_bytes()) == document
 
 
 def test_the_word_of_a_faster_twin_stands(config: RunConfig) -> None:
-    faster = publishing.complete(config, metrics(config, seconds=1.0))
+    faster = complete(config, metrics(config, seconds=1.0))
     before = (folder_of(config) / "metrics.json").read_bytes()
-    assert publishing.complete(config, metrics(config, seconds=2.0)) == faster
+    assert complete(config, metrics(config, seconds=2.0)) == faster
     assert (folder_of(config) / "metrics.json").read_bytes() == before
 
 
 def test_a_twin_with_other_artifacts_is_a_conflict(config: RunConfig) -> None:
-    publishing.complete(config, metrics(config))
+    complete(config, metrics(config))
     with pytest.raises(ConflictError, match=r"metrics\.json already exists"):
-        publishing.complete(config, metrics(config, FILES | {"model.keras": b"ARCHIVE"}))
+        complete(config, metrics(config, FILES | {"model.keras": b"ARCHIVE"}))
 
 
 def test_completing_a_run_of_another_config_is_a_conflict(config: RunConfig) -> None:
-    publishing.complete(config, metrics(config))
+    complete(config, metrics(config))
     other = replace(config, seed=9)
     with pytest.raises(ConflictError, match="seed 0 there, 9 here"):
-        publishing.complete(other, metrics(other))
+        complete(other, metrics(other))
 
 
 def test_a_damaged_twin_is_not_overwritten(config: RunConfig) -> None:
     path = put_metrics(config, b"{")
     with pytest.raises(DataError):
-        publishing.complete(config, metrics(config))
+        complete(config, metrics(config))
     assert path.read_bytes() == b"{"
 
 
@@ -331,22 +371,23 @@ def test_a_damaged_twin_is_not_overwritten(config: RunConfig) -> None:
 @pytest.fixture
 def weights(config: RunConfig) -> Path:
     """The weights file of a complete run."""
-    publishing.publish(config.run_uri, FILES)
-    publishing.complete(config, metrics(config))
+    publish(config, FILES)
+    complete(config, metrics(config))
     return folder_of(config) / "model_weights.h5"
 
 
 def test_weights_are_found_in_the_folder_of_a_run(config: RunConfig, weights: Path) -> None:
-    assert publishing.weights_uri(config.run_uri) == str(weights)
-    assert publishing.weights_uri(config.run_uri + "/") == str(weights)
-    assert publishing.weights_uri(folder_of(config).as_uri()) == weights.as_uri()
-    assert publishing.weights_uri(str(weights)) == str(weights)
-    assert publishing.weights_uri("nowhere.h5") == "nowhere.h5"
+    folder = str(config.place)
+    for text in (folder, f"{folder}/", str(weights)):
+        assert publishing.weights_of(parse(text)).path == weights
+    as_uri = parse(config.place.path.as_uri())
+    assert str(publishing.weights_of(as_uri)) == weights.as_uri()
+    assert publishing.weights_of(parse("nowhere.h5")) == parse("nowhere.h5")
 
 
 def test_an_artifact_as_published_is_returned(weights: Path) -> None:
-    assert publishing.read_artifact(str(weights), 100) == b"weights"
-    assert publishing.read_artifact(weights.as_uri(), 100) == b"weights"
+    assert read(str(weights), 100) == b"weights"
+    assert read(weights.as_uri(), 100) == b"weights"
 
 
 def change(path: Path) -> None:
@@ -357,15 +398,15 @@ def change(path: Path) -> None:
 def test_an_artifact_that_was_changed_is_refused(weights: Path, as_uri: Any) -> None:
     change(weights)
     with pytest.raises(DataError, match=r"model_weights\.h5 is damaged"):
-        publishing.read_artifact(as_uri(weights), 100)
+        read(as_uri(weights), 100)
 
 
 def test_an_artifact_named_in_other_words_is_checked_as_well(weights: Path) -> None:
     change(weights)
     other_words = weights.as_uri().replace("model_weights", "model%5Fweights")
-    assert storage.read(other_words, 100) == b"Weights"
+    assert storage.read(parse(other_words), 100) == b"Weights"
     with pytest.raises(DataError, match="is damaged"):
-        publishing.read_artifact(other_words, 100)
+        read(other_words, 100)
 
 
 def test_an_artifact_is_not_passed_for_checked_when_metrics_may_not_be_read(
@@ -373,29 +414,29 @@ def test_an_artifact_is_not_passed_for_checked_when_metrics_may_not_be_read(
 ) -> None:
     refuse_reading(monkeypatch, weights.parent / "metrics.json")
     with pytest.raises(JobError, match=r"metrics\.json"):
-        publishing.read_artifact(str(weights), 100)
+        read(str(weights), 100)
 
 
 def test_a_file_without_metrics_beside_it_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "weights.h5"
     path.write_bytes(b"weights")
-    assert publishing.read_artifact(str(path), 100) == b"weights"
+    assert read(str(path), 100) == b"weights"
 
 
 def test_a_relative_name_is_checked_too(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(weights.parent)
-    assert publishing.read_artifact("model_weights.h5", 100) == b"weights"
+    assert read("model_weights.h5", 100) == b"weights"
     change(weights)
     with pytest.raises(DataError, match="is damaged"):
-        publishing.read_artifact("model_weights.h5", 100)
+        read("model_weights.h5", 100)
 
 
 def test_a_missing_or_larger_artifact_is_refused(weights: Path) -> None:
     with pytest.raises(DataError):
-        publishing.read_artifact(str(weights), 3)
+        read(str(weights), 3)
     weights.unlink()
     with pytest.raises(MissingInputError):
-        publishing.read_artifact(str(weights), 100)
+        read(str(weights), 100)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +460,7 @@ def test_a_missing_or_larger_artifact_is_refused(weights: Path) -> None:
 )
 def test_foreign_metrics_say_nothing_about_the_file(weights: Path, foreign: Any) -> None:
     (weights.parent / "metrics.json").write_text(json.dumps(foreign))
-    assert publishing.read_artifact(str(weights), 100) == b"weights"
+    assert read(str(weights), 100) == b"weights"
 
 
 @pytest.mark.parametrize("content", BAD_JSON.values(), ids=BAD_JSON)
@@ -428,7 +469,7 @@ def test_metrics_beside_it_that_cannot_be_understood_are_bad_data(
 ) -> None:
     (weights.parent / "metrics.json").write_bytes(content)
     with pytest.raises(DataError, match=r"metrics\.json"):
-        publishing.read_artifact(str(weights), 100)
+        read(str(weights), 100)
 
 
 @pytest.mark.parametrize("sha256", [None, "", 7, [], "00" * 32])
@@ -438,7 +479,7 @@ def test_an_artifact_with_another_sha256_than_its_own_is_refused(
     named = {"artifacts": [{"path": "model_weights.h5", "sha256": sha256}]}
     (weights.parent / "metrics.json").write_text(json.dumps(named))
     with pytest.raises(DataError, match="is damaged"):
-        publishing.read_artifact(str(weights), 100)
+        read(str(weights), 100)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
@@ -446,8 +487,8 @@ def test_numbers_that_json_lacks_are_not_written(config: RunConfig, number: floa
     with pytest.raises(ValueError, match="JSON"):
         publishing.to_json({"loss": {"deep": [number]}})
     with pytest.raises(ValueError, match="JSON"):
-        publishing.complete(config, metrics(config, loss=number))
-    assert publishing.finished(config) is None
+        complete(config, metrics(config, loss=number))
+    assert finished(config) is None
 
 
 def test_json_is_the_same_bytes_for_the_same_facts_and_ends_its_line() -> None:

@@ -23,7 +23,7 @@ def net() -> keras.Model:
 
 @pytest.fixture(scope="module")
 def saved(net) -> bytes:
-    return weights.to_hdf5(model.for_publishing(net))
+    return weights.to_hdf5(model.with_probabilities(model.in_float32(net)))
 
 
 def edited(data: bytes, edit) -> bytes:
@@ -42,8 +42,10 @@ def test_round_trip(net, saved):
 
 
 def test_same_weights_are_the_same_bytes(net, saved):
-    assert weights.to_hdf5(model.for_publishing(net)) == saved
-    archives = {weights.to_keras_archive(model.for_publishing(net)) for _ in range(2)}
+    assert weights.to_hdf5(model.with_probabilities(model.in_float32(net))) == saved
+    archives = {
+        weights.to_keras_archive(model.with_probabilities(model.in_float32(net))) for _ in range(2)
+    }
     assert len(archives) == 1
     with zipfile.ZipFile(io.BytesIO(archives.pop())) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}

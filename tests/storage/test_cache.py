@@ -9,10 +9,11 @@ import pytest
 
 from job import storage
 from job.errors import DataError
+from job.storage import Place, parse
 from job.storage.cache import Cache
 
 VERSION = '"5d41402abc4b2a76"'
-URI = "s3://bucket/data.npz"
+URI = parse("s3://bucket/data.npz")
 
 
 class Notes(list[tuple[str, dict[str, Any]]]):
@@ -31,36 +32,36 @@ def only(folder: Path) -> Path:
 
 
 def test_what_was_kept_is_found(tmp_path: Path, notes: Notes) -> None:
-    Cache(tmp_path / "new", notes).keep(URI, VERSION, b"content")
-    assert Cache(tmp_path / "new", notes).find(URI, VERSION, 7) == b"content"
+    Cache(Place.of(tmp_path / "new"), notes).keep(URI, VERSION, b"content")
+    assert Cache(Place.of(tmp_path / "new"), notes).find(URI, VERSION, 7) == b"content"
     assert notes == []
 
 
 def test_another_uri_or_version_is_not_found(tmp_path: Path, notes: Notes) -> None:
-    cache = Cache(tmp_path, notes)
+    cache = Cache(Place.of(tmp_path), notes)
     cache.keep(URI, VERSION, b"content")
     assert cache.find(URI, '"other"', 10) is None
-    assert cache.find("s3://bucket/other.npz", VERSION, 10) is None
+    assert cache.find(parse("s3://bucket/other.npz"), VERSION, 10) is None
 
 
 def test_content_is_kept_once_however_many_places_have_it(tmp_path: Path, notes: Notes) -> None:
-    cache = Cache(tmp_path, notes)
+    cache = Cache(Place.of(tmp_path), notes)
     for uri in ("s3://bucket/a", "gs://bucket/b"):
-        cache.keep(uri, "1", b"content")
-        assert cache.find(uri, "1", 10) == b"content"
+        cache.keep(parse(uri), "1", b"content")
+        assert cache.find(parse(uri), "1", 10) == b"content"
     only(tmp_path / "objects")
 
 
 def test_more_than_the_limit_is_not_found(tmp_path: Path, notes: Notes) -> None:
-    Cache(tmp_path, notes).keep(URI, VERSION, b"content")
-    assert Cache(tmp_path, notes).find(URI, VERSION, 6) is None
+    Cache(Place.of(tmp_path), notes).keep(URI, VERSION, b"content")
+    assert Cache(Place.of(tmp_path), notes).find(URI, VERSION, 6) is None
 
 
 @pytest.mark.parametrize("damage", [b"", b"conten!", b"content and more"])
 def test_damaged_content_is_removed_and_replaced(
     tmp_path: Path, notes: Notes, damage: bytes
 ) -> None:
-    cache = Cache(tmp_path, notes)
+    cache = Cache(Place.of(tmp_path), notes)
     cache.keep(URI, VERSION, b"content")
     only(tmp_path / "objects").write_bytes(damage)
     assert cache.find(URI, VERSION, 100) is None
@@ -72,7 +73,7 @@ def test_damaged_content_is_removed_and_replaced(
     "damage", [b"", b"\xff\xfe", b"../../etc/passwd", b"/etc/passwd", b"0" * 64]
 )
 def test_a_damaged_entry_finds_nothing(tmp_path: Path, notes: Notes, damage: bytes) -> None:
-    cache = Cache(tmp_path, notes)
+    cache = Cache(Place.of(tmp_path), notes)
     cache.keep(URI, VERSION, b"content")
     only(tmp_path / "versions").write_bytes(damage)
     assert cache.find(URI, VERSION, 10_000) is None
@@ -85,17 +86,17 @@ def test_without_room_nothing_is_kept(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=13))
-    Cache(tmp_path, notes).keep(URI, VERSION, b"content")
+    Cache(Place.of(tmp_path), notes).keep(URI, VERSION, b"content")
     assert list(tmp_path.iterdir()) == []
     assert notes == [("cache_skipped", {"reason": f"{tmp_path} is short of room"})]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=14))
-    Cache(tmp_path, notes).keep(URI, VERSION, b"content")
-    assert Cache(tmp_path, notes).find(URI, VERSION, 7) == b"content"
+    Cache(Place.of(tmp_path), notes).keep(URI, VERSION, b"content")
+    assert Cache(Place.of(tmp_path), notes).find(URI, VERSION, 7) == b"content"
 
 
 def test_a_folder_that_cannot_be_made_is_no_reason_to_fail(tmp_path: Path, notes: Notes) -> None:
     (tmp_path / "file").touch()
-    cache = Cache(tmp_path / "file" / "cache", notes)
+    cache = Cache(Place.of(tmp_path / "file" / "cache"), notes)
     assert cache.find(URI, VERSION, 10) is None
     cache.keep(URI, VERSION, b"content")
     [(event, details)] = notes
@@ -114,37 +115,37 @@ def fetched(faulty: faults.Proxy) -> int:
 
 
 def test_a_data_set_is_fetched_once_per_version(
-    faulty: faults.Proxy, place: str, tmp_path: Path
+    faulty: faults.Proxy, place: Place, tmp_path: Path
 ) -> None:
     settings = storage.Settings(cache=str(tmp_path))
     storage.configure(settings)
-    storage.create(f"{place}/data", b"first")
+    storage.create(place / "data", b"first")
     fetched(faulty)
-    assert storage.read_cached(f"{place}/data", 100) == b"first"
+    assert storage.read_cached(place / "data", 100) == b"first"
     assert fetched(faulty) == 2  # its version, then all of it
     storage.configure(settings)
-    assert storage.read_cached(f"{place}/data", 100) == b"first"
+    assert storage.read_cached(place / "data", 100) == b"first"
     assert fetched(faulty) == 1
-    storage.remove(f"{place}/data")
-    storage.create(f"{place}/data", b"other")  # of the same size
-    assert storage.read_cached(f"{place}/data", 100) == b"other"
+    storage.remove(place / "data")
+    storage.create(place / "data", b"other")  # of the same size
+    assert storage.read_cached(place / "data", 100) == b"other"
     with pytest.raises(DataError):
-        storage.read_cached(f"{place}/data", 4)
+        storage.read_cached(place / "data", 4)
 
 
-def test_no_cache_means_none(faulty: faults.Proxy, place: str) -> None:
+def test_no_cache_means_none(faulty: faults.Proxy, place: Place) -> None:
     storage.configure(storage.Settings(cache=storage.NO_CACHE))
-    storage.create(f"{place}/data", b"first")
+    storage.create(place / "data", b"first")
     fetched(faulty)
     for _ in range(2):
-        assert storage.read_cached(f"{place}/data", 100) == b"first"
+        assert storage.read_cached(place / "data", 100) == b"first"
         assert fetched(faulty) == 1
 
 
 def test_files_are_not_cached(tmp_path: Path) -> None:
     storage.configure(storage.Settings(cache=str(tmp_path / "cache")))
     (tmp_path / "data").write_bytes(b"x")
-    assert storage.read_cached(str(tmp_path / "data"), 10) == b"x"
+    assert storage.read_cached(parse(str(tmp_path / "data")), 10) == b"x"
     assert not (tmp_path / "cache").exists()
 
 
@@ -161,5 +162,4 @@ def test_the_cache_is_the_users_own_unless_told(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    storage.configure(storage.Settings())
-    assert storage._cache_folder() == (None if folder is None else Path(folder))
+    assert storage.Settings().cache_folder == (None if folder is None else Place.of(Path(folder)))

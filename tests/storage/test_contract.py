@@ -9,7 +9,7 @@ import pytest
 
 from job import storage
 from job.errors import ConflictError, DataError, JobError, MissingInputError
-from job.storage import objects
+from job.storage import Place, objects, parse
 
 KINDS = ["path", "file", "s3", "gs"]
 CONTENTS = {
@@ -23,29 +23,29 @@ CONTENTS = {
 
 
 @pytest.fixture(params=KINDS)
-def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the URI of an empty place of each kind."""
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Return an empty place of each kind."""
     if request.param in {"path", "file"}:
         folder = tmp_path / "an output"
-        return str(folder) if request.param == "path" else folder.as_uri()
+        return parse(str(folder) if request.param == "path" else folder.as_uri())
     server = request.getfixturevalue("stores")[request.param]
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    return f"{server.root}/{tmp_path.name}/{id(tmp_path)}"
+    return parse(f"{server.root}/{tmp_path.name}/{id(tmp_path)}")
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=list(CONTENTS))
-def test_what_was_created_can_be_read(root: str, content: bytes) -> None:
-    storage.create(f"{root}/a/b.bin", content)
-    assert storage.read(f"{root}/a/b.bin", len(content)) == content
-    assert storage.exists(f"{root}/a/b.bin")
+def test_what_was_created_can_be_read(root: Place, content: bytes) -> None:
+    storage.create(root / "a/b.bin", content)
+    assert storage.read(root / "a/b.bin", len(content)) == content
+    assert storage.exists(root / "a/b.bin")
 
 
 @pytest.mark.parametrize("content", CONTENTS.values(), ids=list(CONTENTS))
-def test_the_same_bytes_again_are_a_success(root: str, content: bytes) -> None:
+def test_the_same_bytes_again_are_a_success(root: Place, content: bytes) -> None:
     for _ in range(3):
-        storage.create(f"{root}/object", content)
-    assert storage.read(f"{root}/object", len(content)) == content
+        storage.create(root / "object", content)
+    assert storage.read(root / "object", len(content)) == content
 
 
 @pytest.mark.parametrize(
@@ -53,105 +53,105 @@ def test_the_same_bytes_again_are_a_success(root: str, content: bytes) -> None:
 )
 @pytest.mark.parametrize("begun", [False, True])
 def test_other_bytes_are_a_conflict_and_nothing_is_overwritten(
-    root: str, other: bytes, begun: bool
+    root: Place, other: bytes, begun: bool
 ) -> None:
-    storage.create(f"{root}/object", b"content")
+    storage.create(root / "object", b"content")
     if begun:  # as another process finds it
         storage.configure(storage.Settings())
     with pytest.raises(ConflictError, match="/object already exists"):
-        storage.create(f"{root}/object", other)
-    assert storage.read(f"{root}/object", 100) == b"content"
+        storage.create(root / "object", other)
+    assert storage.read(root / "object", 100) == b"content"
 
 
-def test_an_empty_object_is_not_overwritten(root: str) -> None:
-    storage.create(f"{root}/object", b"")
+def test_an_empty_object_is_not_overwritten(root: Place) -> None:
+    storage.create(root / "object", b"")
     with pytest.raises(ConflictError):
-        storage.create(f"{root}/object", b"content")
-    assert storage.read(f"{root}/object", 100) == b""
+        storage.create(root / "object", b"content")
+    assert storage.read(root / "object", 100) == b""
 
 
-def test_several_are_created_at_once(root: str) -> None:
-    objects = {f"{root}/{number}/x": b"%d" % number for number in range(20)}
+def test_several_are_created_at_once(root: Place) -> None:
+    objects = {root / f"{number}/x": b"%d" % number for number in range(20)}
     storage.create_all(objects)
     storage.create_all(objects)
     storage.create_all({})
-    assert {uri: storage.read(uri, 10) for uri in objects} == objects
+    assert {place: storage.read(place, 10) for place in objects} == objects
 
 
-def test_of_several_the_others_are_whole_when_one_conflicts(root: str) -> None:
-    storage.create(f"{root}/1", b"mine")
-    storage.create_all({f"{root}/0": b"0"})
+def test_of_several_the_others_are_whole_when_one_conflicts(root: Place) -> None:
+    storage.create(root / "1", b"mine")
+    storage.create_all({root / "0": b"0"})
     with pytest.raises(ConflictError, match="/1 already exists"):
-        storage.create_all({f"{root}/{number}": b"%d" % number for number in range(4)})
-    left = {name: storage.read(f"{root}/{name}", 10) for name in storage.names(root)}
+        storage.create_all({root / f"{number}": b"%d" % number for number in range(4)})
+    left = {name: storage.read(root / f"{name}", 10) for name in storage.names(root)}
     assert left.pop("1") == b"mine"
     assert all(content == name.encode() for name, content in left.items())
 
 
-def test_what_does_not_exist_is_missing(root: str) -> None:
-    assert not storage.exists(f"{root}/nothing")
+def test_what_does_not_exist_is_missing(root: Place) -> None:
+    assert not storage.exists(root / "nothing")
     assert not storage.is_folder(root)
     assert storage.names(root) == []
     with pytest.raises(MissingInputError, match="/nothing does not exist"):
-        storage.read(f"{root}/nothing", 10)
-    storage.remove(f"{root}/nothing")
+        storage.read(root / "nothing", 10)
+    storage.remove(root / "nothing")
 
 
-def test_the_limit_is_the_largest_that_is_read(root: str) -> None:
-    storage.create(f"{root}/object", b"x" * 101)
-    assert len(storage.read(f"{root}/object", 101)) == 101
+def test_the_limit_is_the_largest_that_is_read(root: Place) -> None:
+    storage.create(root / "object", b"x" * 101)
+    assert len(storage.read(root / "object", 101)) == 101
     with pytest.raises(DataError, match="/object has more than 0 MiB"):
-        storage.read(f"{root}/object", 100)
+        storage.read(root / "object", 100)
 
 
-def test_names_are_those_directly_below_and_sorted(root: str) -> None:
+def test_names_are_those_directly_below_and_sorted(root: Place) -> None:
     for path in ("b", "a", "c/deep/er", "c/x", "ä 1", "b-longer"):
-        storage.create(f"{root}/{path}", b"x")
+        storage.create(root / f"{path}", b"x")
     assert storage.names(root) == ["a", "b", "b-longer", "c", "ä 1"]
-    assert storage.names(f"{root}/c") == ["deep", "x"]
-    assert storage.names(f"{root}/c/") == ["deep", "x"]
-    assert storage.names(f"{root}/nothing") == []
+    assert storage.names(root / "c") == ["deep", "x"]
+    assert storage.names(parse(f"{root}/c/")) == ["deep", "x"]
+    assert storage.names(root / "nothing") == []
 
 
-def test_folders_are_told_from_objects(root: str) -> None:
-    storage.create(f"{root}/folder/object", b"x")
-    storage.create(f"{root}/folder-object", b"x")
+def test_folders_are_told_from_objects(root: Place) -> None:
+    storage.create(root / "folder/object", b"x")
+    storage.create(root / "folder-object", b"x")
     assert storage.is_folder(root)
-    assert storage.is_folder(f"{root}/folder")
-    assert not storage.is_folder(f"{root}/folder/object")
-    assert not storage.is_folder(f"{root}/fold")
+    assert storage.is_folder(root / "folder")
+    assert not storage.is_folder(root / "folder/object")
+    assert not storage.is_folder(root / "fold")
 
 
-def test_what_is_removed_is_gone_and_may_be_created_anew(root: str) -> None:
-    storage.create(f"{root}/object", b"one")
-    storage.remove(f"{root}/object")
-    storage.remove(f"{root}/object")
-    assert not storage.exists(f"{root}/object")
-    storage.create(f"{root}/object", b"two")
-    assert storage.read(f"{root}/object", 10) == b"two"
+def test_what_is_removed_is_gone_and_may_be_created_anew(root: Place) -> None:
+    storage.create(root / "object", b"one")
+    storage.remove(root / "object")
+    storage.remove(root / "object")
+    assert not storage.exists(root / "object")
+    storage.create(root / "object", b"two")
+    assert storage.read(root / "object", 10) == b"two"
 
 
-def test_long_listings_come_whole(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_listings_come_whole(root: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "_PAGE", 3)
     for number in range(10):
-        storage.create(f"{root}/{number}", b"x")
+        storage.create(root / f"{number}", b"x")
     assert storage.names(root) == [str(number) for number in range(10)]
 
 
 @pytest.mark.parametrize("size", [12, 13, 31, 32, 33, 1000])
 def test_large_objects_come_whole_in_pieces(
-    root: str, monkeypatch: pytest.MonkeyPatch, size: int
+    root: Place, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     monkeypatch.setattr(objects, "FIRST_BYTES", 12)
     monkeypatch.setattr(objects, "PIECE_BYTES", 20)
     content = bytes(number % 251 for number in range(size))
-    storage.create(f"{root}/object", content)
-    assert storage.read(f"{root}/object", 2000) == content
-    storage.create(f"{root}/object", content)
+    storage.create(root / "object", content)
+    assert storage.read(root / "object", 2000) == content
+    storage.create(root / "object", content)
     with pytest.raises(ConflictError):
-        storage.create(f"{root}/object", content[:-1] + b"!")
+        storage.create(root / "object", content[:-1] + b"!")
     with pytest.raises(DataError):
-        storage.read(f"{root}/object", size - 1)
+        storage.read(root / "object", size - 1)
 
 
 RACER = """
@@ -162,7 +162,7 @@ content = sys.argv[1].encode() * 10_000
 print("ready", flush=True)
 for line in sys.stdin:
     try:
-        storage.create(line.strip(), content)
+        storage.create(storage.parse(line.strip()), content)
     except ConflictError:
         print("conflict", flush=True)
     else:
@@ -170,7 +170,7 @@ for line in sys.stdin:
 """
 
 
-def race(folder: str, contents: str, rounds: int) -> list[list[str]]:
+def race(folder: Place, contents: str, rounds: int) -> list[list[str]]:
     """Let one process for each of `contents` create the same objects; return what they say."""
     racers = [
         subprocess.Popen(
@@ -199,10 +199,10 @@ def race(folder: str, contents: str, rounds: int) -> list[list[str]]:
             racer.communicate()
 
 
-def test_of_racing_writers_exactly_one_wins_and_twins_all_succeed(root: str) -> None:
+def test_of_racing_writers_exactly_one_wins_and_twins_all_succeed(root: Place) -> None:
     contents = "abca"
     for number, said in enumerate(race(root, contents, rounds=8)):
-        winner = storage.read(f"{root}/{number}", 100_000)[:1].decode()
+        winner = storage.read(root / f"{number}", 100_000)[:1].decode()
         wanted = ["success" if content == winner else "conflict" for content in contents]
         assert said == wanted
 
@@ -223,6 +223,6 @@ def test_every_verb_ends_in_bytes_or_an_error_of_the_job(
         "create": lambda: (b"x",),
     }
     with pytest.raises(JobError) as caught:
-        getattr(storage, verb)(f"{scheme}://bucket/key", *more.get(verb, tuple)())
+        getattr(storage, verb)(parse(f"{scheme}://bucket/key"), *more.get(verb, tuple)())
     assert caught.value.exit_code == 75
     assert "s3://bucket/key" in str(caught.value) or "gs://bucket/key" in str(caught.value)

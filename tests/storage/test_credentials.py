@@ -16,21 +16,22 @@ import servers
 
 from job import storage
 from job.errors import ClusterError, CredentialsError, JobError, TemporaryError
+from job.storage import Place, parse
 
 SECRET = "hunter2hunter2hunter2"
 
 
 @pytest.fixture
-def google(stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def google(stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """Lead this process to the emulator as if it were Google itself; return a place there."""
     with faults.proxy("gs", stores["gs"].url) as proxy:
         monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
-        yield f"gs://{servers.BUCKET}/{time.monotonic_ns()}"
+        yield parse(f"gs://{servers.BUCKET}/{time.monotonic_ns()}")
 
 
-def wrong(uri: str) -> JobError:
+def wrong(uri: str | Place) -> JobError:
     with pytest.raises(JobError) as caught:
-        storage.create(uri, b"x")
+        storage.create(parse(str(uri)), b"x")
     assert SECRET not in str(caught.value)
     return caught.value
 
@@ -72,7 +73,7 @@ def test_credentials_of_a_profile_are_found(
     monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "trainer")
-    storage.create(f"{stores['s3'].root}/{time.monotonic_ns()}", b"x")
+    storage.create(parse(f"{stores['s3'].root}/{time.monotonic_ns()}"), b"x")
 
 
 def test_anonymous_is_asked_for_and_looks_for_nothing(
@@ -94,7 +95,7 @@ def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch, url: str) -
 
 
 def test_the_configuration_of_fsspec_has_no_say(
-    stores: dict[str, servers.Server], google: str, monkeypatch: pytest.MonkeyPatch
+    stores: dict[str, servers.Server], google: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The README names all places where credentials are looked for."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
@@ -104,10 +105,10 @@ def test_the_configuration_of_fsspec_has_no_say(
         monkeypatch.setitem(fsspec.config.conf, name, options)
     assert type(wrong(f"{stores['s3'].root}/object")) is CredentialsError
     storage.configure(storage.Settings(anonymous=True))
-    storage.create(f"{google}/object", b"x")
+    storage.create(google / "object", b"x")
 
 
-def test_no_credentials_for_google(google: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_credentials_for_google(google: Place, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         error = wrong(f"{google}/object")
     assert type(error) is CredentialsError
@@ -115,15 +116,15 @@ def test_no_credentials_for_google(google: str, caplog: pytest.LogCaptureFixture
     assert caplog.records == []
 
 
-def test_anonymous_for_google(google: str) -> None:
+def test_anonymous_for_google(google: Place) -> None:
     storage.configure(storage.Settings(anonymous=True))
-    storage.create(f"{google}/object", b"x")
-    assert storage.read(f"{google}/object", 1) == b"x"
+    storage.create(google / "object", b"x")
+    assert storage.read(google / "object", 1) == b"x"
 
 
 @pytest.mark.parametrize("content", ["", "no json", "{}", '{"type": "service_account"}', "[1]"])
 def test_a_file_that_holds_no_credentials(
-    google: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+    google: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     (tmp_path / "key.json").write_text(content)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
@@ -213,20 +214,20 @@ def test_a_token_is_fetched_once_and_sent_along(
     with faults.proxy("gs", stores["gs"].url) as proxy, Tokens(answer) as tokens:
         monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
         led_to(tokens)
-        storage.create(f"gs://{servers.BUCKET}/{time.monotonic_ns()}", b"x")
+        storage.create(parse(f"gs://{servers.BUCKET}/{time.monotonic_ns()}"), b"x")
         assert seen == ["Bearer a-token"] * 3
         assert tokens.asked == 1
 
 
-def test_a_token_that_ends_soon_is_renewed(google: str, led_to) -> None:
+def test_a_token_that_ends_soon_is_renewed(google: Place, led_to) -> None:
     answer = http_json("200 OK", {"access_token": "a-token", "expires_in": 120})
     with Tokens(answer) as tokens:
         led_to(tokens)
-        storage.create(f"{google}/object", b"x")
+        storage.create(google / "object", b"x")
         assert tokens.asked == 3
 
 
-def test_a_revoked_login_is_refused(google: str, led_to) -> None:
+def test_a_revoked_login_is_refused(google: Place, led_to) -> None:
     with Tokens(http_json("400 Bad Request", {"error": "invalid_grant"})) as tokens:
         led_to(tokens)
         error = wrong(f"{google}/object")
@@ -235,7 +236,7 @@ def test_a_revoked_login_is_refused(google: str, led_to) -> None:
 
 
 def test_a_server_of_tokens_that_says_nothing_is_not_waited_for(
-    google: str, led_to, monkeypatch: pytest.MonkeyPatch
+    google: Place, led_to, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("job.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
     storage.configure(storage.Settings(timeout_seconds=0.5))

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import pytest
 
+from job import storage
 from job.errors import (
     ConflictError,
     DataError,
@@ -18,7 +19,7 @@ from job.errors import (
     MissingInputError,
     OutputError,
 )
-from job.storage import files
+from job.storage import parse
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 100], ids=["empty", "nul", "full"])
@@ -28,19 +29,19 @@ def test_reading_returns_the_whole_object(
 ) -> None:
     path = tmp_path / "an objéct"
     path.write_bytes(data)
-    assert files.read(as_uri(path), 100) == data
+    assert storage.read(parse(as_uri(path)), 100) == data
 
 
 def test_the_limit_is_the_largest_that_is_read(tmp_path: Path) -> None:
     path = tmp_path / "object"
     path.write_bytes(b"x" * 101)
-    assert len(files.read(str(path), 101)) == 101
+    assert len(storage.read(parse(str(path)), 101)) == 101
     with pytest.raises(DataError, match=r"/object has more than 0 MiB"):
-        files.read(str(path), 100)
+        storage.read(parse(str(path)), 100)
     with path.open("wb") as file:
-        file.truncate(3 * files.MEBIBYTE)
+        file.truncate(3 * storage.MEBIBYTE)
     with pytest.raises(DataError, match="more than 2 MiB"):
-        files.read(str(path), 2 * files.MEBIBYTE)
+        storage.read(parse(str(path)), 2 * storage.MEBIBYTE)
 
 
 def test_what_does_not_exist_is_missing(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_what_does_not_exist_is_missing(tmp_path: Path) -> None:
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("nothing", "no/folder/either", "file/below", "dangling"):
         with pytest.raises(MissingInputError, match=f"/{name} "):
-            files.read(str(tmp_path / name), 10)
+            storage.read(parse(str(tmp_path / name)), 10)
 
 
 def test_what_is_no_file_is_named_so(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_what_is_no_file_is_named_so(tmp_path: Path) -> None:
             (Path("/dev/zero"), "is a device or a pipe"),
         ]:
             with pytest.raises(MissingInputError, match=kind):
-                files.read(str(path), 10)
+                storage.read(parse(str(path)), 10)
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])
@@ -73,7 +74,7 @@ def test_a_pipe_nobody_writes_to_does_not_hang_the_job(
     os.mkfifo(pipe)
     (tmp_path / "link").symlink_to(pipe)
     uri = str(tmp_path / "link" if through_a_link else pipe)
-    program = "import sys; from job.storage.files import read; read(sys.argv[1], 10)"
+    program = "import sys; from job import storage; storage.read(storage.parse(sys.argv[1]), 10)"
     ended = subprocess.run(
         [sys.executable, "-c", program, uri],
         capture_output=True,
@@ -103,7 +104,7 @@ def test_a_failure_to_open_is_reported_as_what_it_is(
     path.write_bytes(b"x")
     monkeypatch.setattr(Path, "open", failing(number, Path.open, lambda found, *_: found == path))
     with pytest.raises(expected, match="/object "):
-        files.read(str(path), 10)
+        storage.read(parse(str(path)), 10)
 
 
 def test_a_failure_while_reading_is_an_error_of_the_device(
@@ -126,7 +127,7 @@ def test_a_failure_while_reading_is_an_error_of_the_device(
     path.write_bytes(b"x")
     monkeypatch.setattr(Path, "open", lambda *_: Failing())
     with pytest.raises(OutputError, match="input/output error"):
-        files.read(str(path), 10)
+        storage.read(parse(str(path)), 10)
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000], ids=["name", "path"])
@@ -134,35 +135,35 @@ def test_a_name_too_long_to_exist_is_missing_and_not_repeated_in_full(
     tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(MissingInputError, match="too long") as caught:
-        files.read(str(tmp_path / name), 10)
+        storage.read(parse(str(tmp_path / name)), 10)
     assert len(str(caught.value)) < 200
 
 
 def test_a_link_to_itself_is_missing(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(MissingInputError, match="/loop "):
-        files.read(str(tmp_path / "loop"), 10)
+        storage.read(parse(str(tmp_path / "loop")), 10)
 
 
 def test_is_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "to folder").symlink_to(tmp_path)
-    assert files.is_folder(str(tmp_path))
-    assert files.is_folder(tmp_path.as_uri())
-    assert files.is_folder((tmp_path / "to folder").as_uri())
-    assert not files.is_folder(str(tmp_path / "file"))
-    assert not files.is_folder(str(tmp_path / "file" / "below"))
-    assert not files.is_folder(str(tmp_path / "nothing"))
+    assert storage.is_folder(parse(str(tmp_path)))
+    assert storage.is_folder(parse(tmp_path.as_uri()))
+    assert storage.is_folder(parse((tmp_path / "to folder").as_uri()))
+    assert not storage.is_folder(parse(str(tmp_path / "file")))
+    assert not storage.is_folder(parse(str(tmp_path / "file" / "below")))
+    assert not storage.is_folder(parse(str(tmp_path / "nothing")))
 
 
 def test_what_cannot_be_looked_at_is_no_folder_and_no_bug(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`read` says afterwards what is the matter with it; here it must only not be a traceback."""
-    assert not files.is_folder("x" * 300)
+    assert not storage.is_folder(parse("x" * 300))
     monkeypatch.setattr(os, "stat", failing(errno.EACCES, os.stat, lambda *_, **__: True))
     monkeypatch.setattr(Path, "stat", failing(errno.EACCES, Path.stat, lambda *_, **__: True))
-    assert not files.is_folder(str(tmp_path))
+    assert not storage.is_folder(parse(str(tmp_path)))
 
 
 # --- create ---------------------------------------------------------------------------------
@@ -178,27 +179,27 @@ def test_creating_writes_the_object_and_nothing_else(
     tmp_path: Path, data: bytes, as_uri: Callable[[Path], str]
 ) -> None:
     path = tmp_path / "new" / "folders" / "objéct 1"
-    files.create(as_uri(path), data)
+    storage.create(parse(as_uri(path)), data)
     assert path.read_bytes() == data
     assert left_in(path.parent) == ["objéct 1"]
-    assert files.read(as_uri(path), len(data)) == data
+    assert storage.read(parse(as_uri(path)), len(data)) == data
 
 
 def test_a_relative_path_lies_below_the_current_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    files.create("object", b"1")
-    files.create("runs/r1/object", b"2")
+    storage.create(parse("object"), b"1")
+    storage.create(parse("runs/r1/object"), b"2")
     assert (tmp_path / "object").read_bytes() == b"1"
     assert (tmp_path / "runs/r1/object").read_bytes() == b"2"
 
 
 def test_the_same_bytes_again_are_a_success(tmp_path: Path) -> None:
     path = tmp_path / "object"
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     before = path.stat()
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert left_in(tmp_path) == ["object"]
 
@@ -210,9 +211,9 @@ def test_other_bytes_are_a_conflict_and_nothing_is_overwritten(
     tmp_path: Path, other: bytes
 ) -> None:
     path = tmp_path / "object"
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     with pytest.raises(ConflictError, match="/object already exists"):
-        files.create(str(path), other)
+        storage.create(parse(str(path)), other)
     assert path.read_bytes() == b"content"
     assert left_in(tmp_path) == ["object"]
 
@@ -221,7 +222,7 @@ def test_other_bytes_are_a_conflict_and_nothing_is_overwritten(
 def test_a_file_where_a_folder_should_be_is_in_the_way(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file/{below}: "):
-        files.create(str(tmp_path / "file" / below), b"content")
+        storage.create(parse(str(tmp_path / "file" / below)), b"content")
     assert (tmp_path / "file").read_bytes() == b"mine"
     assert left_in(tmp_path) == ["file"]
 
@@ -238,7 +239,7 @@ def test_what_is_no_file_is_in_the_way_and_named(tmp_path: Path, in_the_way: str
     if in_the_way == "dangling link":
         path.symlink_to("nowhere")
     with pytest.raises(OutputError, match="in the way") as caught:
-        files.create(str(path), b"content")
+        storage.create(parse(str(path)), b"content")
     assert left_in(tmp_path) == ["object"]
     assert f"{path} is in the way" in str(caught.value)
     assert ".tmp" not in str(caught.value)  # which is gone already
@@ -250,13 +251,13 @@ def test_a_folder_without_a_name_is_no_place_for_an_object(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OutputError):
-        files.create(uri, b"content")
+        storage.create(parse(uri), b"content")
     assert left_in(tmp_path) == []
 
 
 def test_the_longest_name_the_disk_takes_is_not_too_long(tmp_path: Path) -> None:
     name = "n" * os.pathconf(tmp_path, "PC_NAME_MAX")
-    files.create(str(tmp_path / name), b"content")
+    storage.create(parse(str(tmp_path / name)), b"content")
     assert (tmp_path / name).read_bytes() == b"content"
 
 
@@ -325,11 +326,11 @@ def test_a_failed_write_leaves_nothing_and_can_be_repeated(tmp_path: Path, failu
         broken = failing(number, original, lambda *_, **__: True) if number else full_disk(original)
         patch.setattr(owner, name, broken)
         with pytest.raises(OutputError) as caught:
-            files.create(str(path), b"content")
+            storage.create(parse(str(path)), b"content")
     assert str(caught.value).startswith(f"cannot write {path}: ")
     assert os.strerror(number or errno.ENOSPC).lower() in str(caught.value)
     assert [left for left in tmp_path.rglob("*") if not left.is_dir()] == []
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     assert path.read_bytes() == b"content"
 
 
@@ -345,9 +346,9 @@ def test_a_name_that_may_not_last_is_reported_and_can_be_repeated(tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", failing(errno.EIO, os.fsync, second_fails))
         with pytest.raises(OutputError, match="input/output error"):
-            files.create(str(path), b"content")
+            storage.create(parse(str(path)), b"content")
     assert left_in(tmp_path) == ["object"]
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     assert path.read_bytes() == b"content"
 
 
@@ -356,7 +357,7 @@ def test_an_object_that_cannot_be_compared_is_neither_success_nor_conflict(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     path = tmp_path / "object"
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     with monkeypatch.context() as patch:
         patch.setattr(
             Path,
@@ -365,7 +366,7 @@ def test_an_object_that_cannot_be_compared_is_neither_success_nor_conflict(
         )
         patch.setattr(Path, "read_bytes", failing(number, Path.read_bytes, lambda *_: True))
         with pytest.raises(OutputError, match="/object"):
-            files.create(str(path), b"content")
+            storage.create(parse(str(path)), b"content")
     assert path.read_bytes() == b"content"
     assert left_in(tmp_path) == ["object"]
 
@@ -402,7 +403,7 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_success(
 ) -> None:
     recorder = Recorder(monkeypatch)
     path = tmp_path / "object"
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     [flushed], [linked] = recorder.when("fsync", path), recorder.when("link", path)
     assert flushed < linked < recorder.when("fsync", tmp_path)[-1]
 
@@ -414,7 +415,7 @@ def test_finding_the_same_bytes_flushes_the_name(
     path = tmp_path / "object"
     path.write_bytes(b"content")
     recorder = Recorder(monkeypatch)
-    files.create(str(path), b"content")
+    storage.create(parse(str(path)), b"content")
     assert recorder.when("fsync", tmp_path)
 
 
@@ -422,7 +423,7 @@ def test_the_names_of_new_folders_are_on_disk_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder(monkeypatch)
-    files.create(str(tmp_path / "out" / "r1" / "attempts" / "object"), b"content")
+    storage.create(parse(str(tmp_path / "out" / "r1" / "attempts" / "object")), b"content")
     for holder in (tmp_path, tmp_path / "out", tmp_path / "out/r1", tmp_path / "out/r1/attempts"):
         assert recorder.when("fsync", holder), f"{holder} was not flushed"
 
@@ -432,12 +433,12 @@ def test_the_names_of_new_folders_are_on_disk_as_well(
 RACER = """
 import sys
 from job.errors import ConflictError
-from job.storage.files import create
+from job import storage
 content = sys.argv[1].encode() * 100_000
 print("ready", flush=True)
 for line in sys.stdin:
     try:
-        create(line.strip(), content)
+        storage.create(storage.parse(line.strip()), content)
     except ConflictError:
         print("conflict", flush=True)
     else:
@@ -490,7 +491,7 @@ def test_racing_twins_all_succeed(tmp_path: Path) -> None:
 
 WRITERS_KILLED = """
 import os, random, signal, sys, time
-from job.storage.files import create
+from job import storage
 
 chance = random.Random(20261122)
 for folder in sys.argv[1:]:
@@ -498,7 +499,7 @@ for folder in sys.argv[1:]:
     writer = os.fork()
     if not writer:
         for number in range(256):
-            create(f"{folder}/{number}", b"%d " % number * 20_000)
+            storage.create(storage.parse(f"{folder}/{number}"), b"%d " % number * 20_000)
             os.write(writing, bytes([number]))
         os._exit(0)
     os.close(writing)
@@ -529,7 +530,9 @@ def test_a_killed_writer_leaves_whole_objects_or_none(tmp_path: Path) -> None:
         for name in names:
             content = b"%d " % int(name) * 20_000
             assert (folder / name).read_bytes() == content, f"{folder / name} is torn"
-            files.create(str(folder / name), content)  # whoever comes next finds its own bytes
+            storage.create(
+                parse(str(folder / name)), content
+            )  # whoever comes next finds its own bytes
         unfinished = [name for name in left_in(folder) if name.startswith(".")]
         assert len(unfinished) <= 1  # the temporary file of the object it was at
-        files.create(str(folder / str(len(names))), b"%d " % len(names) * 20_000)
+        storage.create(parse(str(folder / str(len(names)))), b"%d " % len(names) * 20_000)

@@ -31,8 +31,10 @@ def small_data() -> bytes:
 
 
 @pytest.fixture
-def life(store: servers.Server, faulty: faults.Proxy, place: str) -> Iterator[matrix.Life]:
-    data = f"{place}/data.npz"
+def life(
+    store: servers.Server, faulty: faults.Proxy, place: storage.Place
+) -> Iterator[matrix.Life]:
+    data = place / "data.npz"
     storage.create(data, small_data())
     with matrix.quick():
         living = matrix.Life(store, faulty, data)

@@ -23,7 +23,7 @@ from job.errors import (
     TemporaryError,
     UsageError,
 )
-from job.storage import objects, retrying
+from job.storage import Place, objects, parse, retrying, verbs
 
 TIMEOUT_SECONDS = 1.5
 # aiohttp itself sends once more when a connection that it had kept is closed.
@@ -63,6 +63,12 @@ def retries() -> list[dict[str, Any]]:
     return told
 
 
+def objects_of(place: Place) -> objects.Objects:
+    backend = verbs._backend(place)
+    assert isinstance(backend, objects.Objects)
+    return backend
+
+
 def methods(faulty: faults.Proxy) -> list[str]:
     return [request.method for request in faulty.requests]
 
@@ -80,40 +86,40 @@ def methods(faulty: faults.Proxy) -> list[str]:
     ],
 )
 def test_every_verb_is_one_request(
-    faulty: faults.Proxy, place: str, verb: str, requests: list[str]
+    faulty: faults.Proxy, place: Place, verb: str, requests: list[str]
 ) -> None:
-    storage.create(f"{place}/before", b"")
+    storage.create(place / "before", b"")
     assert methods(faulty) == ["GET", "PUT", "PUT"]  # the first of a bucket: may it be overwritten?
     if verb != "create":
-        storage.create(f"{place}/object", b"content")
+        storage.create(place / "object", b"content")
     faulty.clear()
-    getattr(storage, verb)(f"{place}/object", *VERBS[verb])
+    getattr(storage, verb)(place / "object", *VERBS[verb])
     assert methods(faulty) == requests
 
 
 @pytest.mark.slow
-def test_an_object_of_any_size_is_one_request(faulty: faults.Proxy, place: str) -> None:
+def test_an_object_of_any_size_is_one_request(faulty: faults.Proxy, place: Place) -> None:
     """Left to themselves, s3fs sends several from 100 MiB on, and gcsfs from 50."""
-    storage.create(f"{place}/before", b"")
+    storage.create(place / "before", b"")
     faulty.clear()
-    storage.create(f"{place}/object", bytes(101 << 20))
+    storage.create(place / "object", bytes(101 << 20))
     assert methods(faulty) == ["PUT"]
 
 
 @pytest.mark.parametrize(("verb", "fault"), cases(faults.PASSING, ["read", "create"]))
 def test_a_fault_that_passes_is_waited_out(
-    faulty: faults.Proxy, place: str, retries: list[dict[str, Any]], verb: str, fault: str
+    faulty: faults.Proxy, place: Place, retries: list[dict[str, Any]], verb: str, fault: str
 ) -> None:
-    storage.create(f"{place}/before", b"")
+    storage.create(place / "before", b"")
     if verb not in {"create", "remove"}:
-        storage.create(f"{place}/object", b"content")
+        storage.create(place / "object", b"content")
     faulty.clear()
     faulty.spoil(fault, first=0)
-    found = getattr(storage, verb)(f"{place}/object", *VERBS[verb])
+    found = getattr(storage, verb)(place / "object", *VERBS[verb])
     wanted = {"read": b"content", "exists": True, "is_folder": False, "names": []}
     assert found == wanted.get(verb)
     if verb == "create":
-        assert storage.read(f"{place}/object", 100) == b"content"
+        assert storage.read(place / "object", 100) == b"content"
     hidden = fault in HIDDEN
     assert retries or hidden
 
@@ -121,19 +127,19 @@ def test_a_fault_that_passes_is_waited_out(
 @pytest.mark.usefixtures("retries")
 @pytest.mark.parametrize(("verb", "fault"), cases(faults.FAULTS, ["create"]))
 def test_a_fault_that_lasts_has_its_exit_code_and_a_known_number_of_tries(
-    faulty: faults.Proxy, place: str, verb: str, fault: str
+    faulty: faults.Proxy, place: Place, verb: str, fault: str
 ) -> None:
-    storage.create(f"{place}/before", b"")
+    storage.create(place / "before", b"")
     if verb != "create":
-        storage.create(f"{place}/object", b"content")
+        storage.create(place / "object", b"content")
     if fault == "stall":  # whose tries all take that long
-        hurry = replace(storage._stores()._objects._patience, timeout_seconds=0.3)
-        storage._stores()._objects._patience = hurry
+        hurry = replace(objects_of(place)._patience, timeout_seconds=0.3)
+        objects_of(place)._patience = hurry
     faulty.clear()
     faulty.spoil(fault, first=0, count=1000)
     began = time.monotonic()
     with pytest.raises(JobError) as caught:
-        getattr(storage, verb)(f"{place}/object", *VERBS[verb])
+        getattr(storage, verb)(place / "object", *VERBS[verb])
     took = time.monotonic() - began
     refused = fault in faults.REFUSING
     assert type(caught.value) is (CredentialsError if refused else TemporaryError)
@@ -152,55 +158,55 @@ def test_a_fault_that_lasts_has_its_exit_code_and_a_known_number_of_tries(
 
 @pytest.mark.usefixtures("retries")
 def test_a_lost_reply_to_a_write_of_other_bytes_is_a_conflict(
-    faulty: faults.Proxy, place: str
+    faulty: faults.Proxy, place: Place
 ) -> None:
-    storage.create(f"{place}/object", b"theirs")
+    storage.create(place / "object", b"theirs")
     faulty.clear()
     faulty.spoil("lost reply", first=0)
     with pytest.raises(ConflictError):
-        storage.create(f"{place}/object", b"mine")
-    assert storage.read(f"{place}/object", 100) == b"theirs"
+        storage.create(place / "object", b"mine")
+    assert storage.read(place / "object", 100) == b"theirs"
 
 
 @pytest.mark.usefixtures("retries")
 def test_a_write_whose_every_answer_is_lost_is_found_by_looking(
-    faulty: faults.Proxy, place: str
+    faulty: faults.Proxy, place: Place
 ) -> None:
-    storage.create(f"{place}/before", b"")
+    storage.create(place / "before", b"")
     faulty.clear()
     faulty.spoil("500", first=1, count=3)
     faulty._spoiled[0] = "lost reply"
-    storage.create(f"{place}/object", b"content")
+    storage.create(place / "object", b"content")
     assert methods(faulty)[-1] == "GET"
-    assert storage.read(f"{place}/object", 100) == b"content"
+    assert storage.read(place / "object", 100) == b"content"
 
 
 @pytest.mark.usefixtures("retries")
 def test_a_conflict_that_cannot_be_compared_is_neither_success_nor_conflict(
-    faulty: faults.Proxy, place: str
+    faulty: faults.Proxy, place: Place
 ) -> None:
-    storage.create(f"{place}/object", b"content")
+    storage.create(place / "object", b"content")
     faulty.clear()
     faulty.spoil("403", first=1, count=100)
     with pytest.raises(CredentialsError, match="/object"):
-        storage.create(f"{place}/object", b"content")
+        storage.create(place / "object", b"content")
     assert methods(faulty) == ["PUT", "GET"]
 
 
 @pytest.mark.parametrize("objects_before", [0, 1])
 def test_a_store_that_overwrites_is_refused_before_anything_is_lost(
-    faulty: faults.Proxy, place: str, objects_before: int
+    faulty: faults.Proxy, place: Place, objects_before: int
 ) -> None:
     if objects_before:
-        storage.create(f"{place}/object", b"theirs")
+        storage.create(place / "object", b"theirs")
         storage.configure(storage.Settings())
     faulty.ignore_conditions()
     if objects_before:
         with pytest.raises(ConflictError):
-            storage.create(f"{place}/object", b"mine")
-        assert storage.read(f"{place}/object", 100) == b"theirs"
+            storage.create(place / "object", b"mine")
+        assert storage.read(place / "object", 100) == b"theirs"
     with pytest.raises(ClusterError, match="overwrites objects"):
-        storage.create(f"{place}/another", b"mine")
+        storage.create(place / "another", b"mine")
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
@@ -209,7 +215,7 @@ def test_a_bucket_that_is_not_there(
 ) -> None:
     for name, value in stores[scheme].environment().items():
         monkeypatch.setenv(name, value)
-    uri = f"{scheme}://no-such-bucket/key"
+    uri = parse(f"{scheme}://no-such-bucket/key")
     assert not storage.exists(uri)
     with pytest.raises(MissingInputError, match="no-such-bucket"):
         storage.read(uri, 10)
@@ -221,11 +227,11 @@ def test_a_bucket_that_is_not_there(
 
 
 def test_an_object_that_changes_while_it_is_read_is_read_anew(
-    faulty: faults.Proxy, place: str, monkeypatch: pytest.MonkeyPatch
+    faulty: faults.Proxy, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(objects, "FIRST_BYTES", 1000)
     monkeypatch.setattr(objects, "PIECE_BYTES", 1000)
-    uri, old, new = f"{place}/object", b"o" * 4000, b"n" * 4000
+    uri, old, new = place / "object", b"o" * 4000, b"n" * 4000
     storage.create(uri, old)
     note, changed = faulty.note, []
 
@@ -239,9 +245,9 @@ def test_an_object_that_changes_while_it_is_read_is_read_anew(
         return fault
 
     def replace() -> None:
-        program = "import sys; from job import storage; storage.remove(sys.argv[1]); "
-        program += "storage.create(sys.argv[1], b'n' * 4000)"
-        subprocess.run([sys.executable, "-c", program, uri], check=True)
+        program = "import sys; from job import storage; place = storage.parse(sys.argv[1]); "
+        program += "storage.remove(place); storage.create(place, b'n' * 4000)"
+        subprocess.run([sys.executable, "-c", program, str(uri)], check=True)
 
     faulty.clear()
     monkeypatch.setattr(faulty, "note", change)
@@ -249,14 +255,14 @@ def test_an_object_that_changes_while_it_is_read_is_read_anew(
     assert changed
 
 
-def test_sigterm_ends_a_wait_at_once(faulty: faults.Proxy, place: str) -> None:
+def test_sigterm_ends_a_wait_at_once(faulty: faults.Proxy, place: Place) -> None:
     faulty.spoil("stall", first=0, count=100)
     program = f"""
 from job import storage
 from job.process.preemption import Preemption
 Preemption().install()
 print("ready", flush=True)
-storage.read({place!r} + "/object", 10)
+storage.read(storage.parse({str(place)!r} + "/object"), 10)
 """
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

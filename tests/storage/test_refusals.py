@@ -9,9 +9,9 @@ from aiohttp import web
 from botocore import exceptions
 from s3fs.errors import translate_boto_error
 
-from job.storage import gcs, s3
+from job.storage import gcs, parse, s3
+from job.storage.connection import Failure, StoreError
 from job.storage.refusals import explained
-from job.storage.stores import Kind, StoreError
 
 CODES = {
     "absent": (66, 66),
@@ -28,14 +28,14 @@ CODES = {
 
 
 def test_the_table_has_every_kind() -> None:
-    assert set(CODES) == set(get_args(Kind))
+    assert set(CODES) == set(get_args(Failure))
 
 
 @pytest.mark.parametrize("uri", ["s3://bucket/key", "gs://bucket/key", "gcs://bucket/key"])
 @pytest.mark.parametrize("kind", CODES)
 def test_every_kind_has_its_exit_code_and_says_what_and_where(uri: str, kind: Any) -> None:
     error = StoreError(kind, "418 Teapot")
-    found = explained(error, uri, "reading"), explained(error, uri, "writing")
+    found = explained(error, parse(uri), "reading"), explained(error, parse(uri), "writing")
     assert tuple(each.exit_code for each in found) == CODES[kind]
     for each in found:
         assert uri in str(each)

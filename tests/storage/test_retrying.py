@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from job.storage import retrying
+from job.storage.connection import StoreError
 from job.storage.retrying import ATTEMPTS, Patience
-from job.storage.stores import StoreError
 
 NO_USE = ["absent", "no bucket", "exists", "changed", "refused", "unable", "setup", "wrong"]
 

@@ -39,7 +39,7 @@ from job import storage
 from job.errors import JobError
 storage.configure(storage.Settings(timeout_seconds=0.1))
 try:
-    storage.read({uri!r}, 10)
+    storage.read(storage.parse({uri!r}), 10)
 except JobError:
     pass
 print(*({{"asyncio", "fsspec", "s3fs", "gcsfs"}} & set(sys.modules)))

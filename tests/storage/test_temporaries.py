@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from job.storage import files, temporaries
+from job import storage
+from job.storage import parse, temporaries
 
 HOUR = temporaries.ABANDONED_SECONDS
 
@@ -41,7 +42,7 @@ def test_names_are_known_and_never_the_same() -> None:
 
 def test_what_a_dead_process_of_this_machine_left_is_swept_at_once(tmp_path: Path) -> None:
     left = leave(tmp_path, name_of(dead_process()))
-    files.create(str(tmp_path / "object"), b"x")
+    storage.create(parse(str(tmp_path / "object")), b"x")
     assert not left.exists()
 
 
@@ -52,7 +53,7 @@ def test_what_a_living_process_writes_is_left_alone_for_an_hour(
     process = process or os.getpid()
     young = leave(tmp_path, name_of(process), age_seconds=HOUR - 60)
     old = leave(tmp_path, name_of(process).replace("0123", "abcd"), age_seconds=HOUR + 60)
-    files.create(str(tmp_path / "object"), b"x")
+    storage.create(parse(str(tmp_path / "object")), b"x")
     assert young.exists()
     assert not old.exists()
 
@@ -62,7 +63,7 @@ def test_a_process_of_another_machine_is_judged_by_age_alone(tmp_path: Path) -> 
     process = dead_process()
     young = leave(tmp_path, name_of(process, "00000000"), age_seconds=HOUR - 60)
     old = leave(tmp_path, name_of(process, "11111111"), age_seconds=HOUR + 60)
-    files.create(str(tmp_path / "object"), b"x")
+    storage.create(parse(str(tmp_path / "object")), b"x")
     assert young.exists()
     assert not old.exists()
 
@@ -70,7 +71,7 @@ def test_a_process_of_another_machine_is_judged_by_age_alone(tmp_path: Path) -> 
 def test_files_of_others_are_left_alone_however_old(tmp_path: Path) -> None:
     names = ("notes.tmp", ".hidden", "object.json", f".{dead_process()}-0123456789abcdef.tmp")
     others = [leave(tmp_path, name, age_seconds=10 * HOUR) for name in names]
-    files.create(str(tmp_path / "object"), b"x")
+    storage.create(parse(str(tmp_path / "object")), b"x")
     assert all(path.exists() for path in others)
 
 
@@ -86,18 +87,19 @@ def test_a_folder_that_cannot_be_swept_is_no_reason_to_fail(
         unlink(path, missing_ok=missing_ok)
 
     monkeypatch.setattr(Path, "unlink", refused)
-    files.create(str(tmp_path / "object"), b"x")
+    storage.create(parse(str(tmp_path / "object")), b"x")
     assert (tmp_path / "object").read_bytes() == b"x"
 
 
 def test_a_killed_writer_is_swept_by_the_next(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
-from job.storage import files
+from job import storage
+from job.storage import parse
 os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-files.create(sys.argv[1], b"content")
+storage.create(parse(sys.argv[1]), b"content")
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "object")], check=False)
     assert [temporaries.is_one(path.name) for path in tmp_path.iterdir()] == [True]
-    files.create(str(tmp_path / "object"), b"other content")
+    storage.create(parse(str(tmp_path / "object")), b"other content")
     assert [path.name for path in tmp_path.iterdir()] == ["object"]

@@ -14,6 +14,7 @@ import pytest
 from job import storage
 from job.errors import ConflictError, DataError, OutputError
 from job.process.progress import Progress
+from job.storage import Place
 from job.training.checkpoint import Checkpoints, State, from_bytes, to_bytes
 
 OWNER = {"config": "c" * 64, "data": "d" * 64}
@@ -40,7 +41,7 @@ def log() -> io.StringIO:
 
 @pytest.fixture
 def checkpoints(tmp_path, log) -> Checkpoints:
-    return Checkpoints(str(tmp_path / "run"), 0, Progress("json", log))
+    return Checkpoints(Place.of(tmp_path / "run" / "checkpoints"), 0, Progress("json", log))
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -49,7 +50,9 @@ def files(tmp_path: Path) -> list[Path]:
 
 def saved(tmp_path, *states: State) -> list[Path]:
     for state in states:
-        Checkpoints(str(tmp_path / "run"), 0, Progress("json", io.StringIO())).save(state)
+        Checkpoints(
+            Place.of(tmp_path / "run" / "checkpoints"), 0, Progress("json", io.StringIO())
+        ).save(state)
     return files(tmp_path)
 
 
@@ -188,7 +191,9 @@ def test_what_is_no_checkpoint_is_bad_data(content):
 
 
 def test_offers_are_taken_when_due(tmp_path, checkpoints):
-    rare = Checkpoints(str(tmp_path / "run"), 3600, Progress("json", io.StringIO()))
+    rare = Checkpoints(
+        Place.of(tmp_path / "run" / "checkpoints"), 3600, Progress("json", io.StringIO())
+    )
     rare.offer(lambda: pytest.fail("an hour has not passed"))
     checkpoints.offer(lambda: STATE)
     checkpoints.save(replace(STATE, step=8))
@@ -232,7 +237,7 @@ def test_the_same_state_saved_twice_is_one_checkpoint(tmp_path, checkpoints):
 
 def test_old_ones_are_removed(tmp_path, log):
     saved(tmp_path, *(replace(STATE, step=step) for step in range(5)))
-    checkpoints = Checkpoints(str(tmp_path / "run"), 0, Progress("json", log))
+    checkpoints = Checkpoints(Place.of(tmp_path / "run" / "checkpoints"), 0, Progress("json", log))
     assert checkpoints.restore(OWNER).step == 4
     checkpoints.prune(keep=2)
     assert [path.name[:10] for path in files(tmp_path)] == ["0000000003", "0000000004"]

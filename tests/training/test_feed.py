@@ -11,6 +11,7 @@ from job import storage
 from job.data import source
 from job.data.examples import ALIGNMENT_BYTES
 from job.errors import DataError
+from job.storage import parse
 from job.training import feed
 
 
@@ -80,11 +81,11 @@ def folder(tmp_path, mnist):
 
 
 def test_a_large_idx_file_stays_on_disk(folder, monkeypatch):
-    read = source.load(str(folder))
+    read = source.load(parse(str(folder)))
     monkeypatch.setattr(source, "RESIDENT_BYTES", 1000)
     monkeypatch.setattr(source, "MAX_BYTES", 1000)  # of what is read into memory
     monkeypatch.setattr(source, "MAX_FILE_BYTES", 1000)
-    mapped = source.load(str(folder))
+    mapped = source.load(parse(str(folder)))
     assert mapped.fingerprint == read.fingerprint
     assert np.array_equal(mapped.x_train, read.x_train)
     assert not mapped.x_train.flags.owndata
@@ -98,25 +99,25 @@ def test_a_large_idx_file_of_another_size_than_claimed_is_refused(folder, monkey
     content = path.read_bytes()
     path.write_bytes(content[:-1] if change < 0 else content + b"x")
     with pytest.raises(DataError, match="fewer than" if change < 0 else "more than"):
-        source.load(str(folder))
+        source.load(parse(str(folder)))
 
 
 def test_a_packed_file_is_not_mapped(folder, monkeypatch):
     path = folder / "train-images-idx3-ubyte"
     (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    expected = source.load(str(folder)).fingerprint
+    expected = source.load(parse(str(folder))).fingerprint
     monkeypatch.setattr(source, "RESIDENT_BYTES", 1000)
-    assert source.load(str(folder)).fingerprint == expected
+    assert source.load(parse(str(folder))).fingerprint == expected
 
 
 def test_only_large_local_files_are_mapped(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"12345")
-    assert storage.mapped(str(path), 5) is None
-    assert storage.mapped(str(tmp_path / "nowhere"), 0) is None
-    assert storage.mapped(str(tmp_path), 0) is None
-    found = storage.mapped(f"file://{path}", 4)
+    assert storage.mapped(parse(str(path)), 5) is None
+    assert storage.mapped(parse(str(tmp_path / "nowhere")), 0) is None
+    assert storage.mapped(parse(str(tmp_path)), 0) is None
+    found = storage.mapped(parse(f"file://{path}"), 4)
     assert bytes(found) == b"12345"
     found.close()
 

@@ -41,7 +41,7 @@ def test_published_model_ends_in_probabilities_of_the_same_logits():
     net = model.build("mlp", (28, 28), 10, seed=1, precision="mixed_bfloat16")
     plain = model.build("mlp", (28, 28), 10, seed=1)
     pixels = np.random.default_rng(0).random((5, 28, 28), np.float32)
-    published = model.for_publishing(net)
+    published = model.with_probabilities(model.in_float32(net))
     wanted = keras.ops.softmax(plain(pixels))
     np.testing.assert_allclose(published(pixels), wanted, rtol=1e-5)
     assert {layer.compute_dtype for layer in published.layers} == {"float32"}

@@ -1,13 +1,13 @@
 """What an object store is to this job: five requests, and how each can end.
 
-A new kind of store is one more file with a class of this shape, and a line in `remote`. Every
+A new kind of store is one more file with a class of this shape, and a line in `objects`. Every
 request raises `StoreError` when it fails, and nothing else.
 """
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Kind = Literal[
+Failure = Literal[
     "absent",  # no such object
     "no bucket",
     "exists",  # an object that was to be created is there
@@ -24,7 +24,7 @@ Kind = Literal[
 class StoreError(Exception):
     """A request that failed; `refusals` turns it into one of the job's own errors."""
 
-    def __init__(self, kind: Kind, detail: str) -> None:
+    def __init__(self, kind: Failure, detail: str) -> None:
         """Say what kind of failure it was, and in a few words, which hold no secret, what."""
         super().__init__(detail)
         self.kind = kind
@@ -52,7 +52,7 @@ class Page:
     """Where the listing goes on; None at its end."""
 
 
-class Store(Protocol):
+class Connection(Protocol):
     """A connection to one object store. Each method is one request and retries nothing."""
 
     async def get(

@@ -1,0 +1,106 @@
+"""What `metrics.json` says of a run, as `job/assets/metrics.schema.json` describes it."""
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from job.config import RunConfig
+from job.data.source import Dataset
+from job.process import runtime
+from job.results.publishing import Artifact
+
+if TYPE_CHECKING:
+    from job.results.evaluation import Scores
+    from job.training.train import Training
+
+SCHEMA_VERSION = 1
+_SAID_ONCE = ("config", "config_sha256", "data_fingerprint")  # the same for all attempts
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What the stages of this attempt took."""
+
+    importing: float
+    loading: float
+    evaluating: float
+    publishing: float
+
+
+def document(
+    config: RunConfig,
+    dataset: Dataset,
+    attempts: list[dict[str, Any]],
+    environment: dict[str, Any],
+    parameters: int,
+    trained: "Training",
+    scores: "Scores",
+    artifacts: tuple[Artifact, ...],
+    seconds: Seconds,
+) -> dict[str, Any]:
+    """Return the metrics of a run that is published but for them, in types that JSON has.
+
+    Args:
+        config: what was asked for.
+        dataset: what it was trained and tested on.
+        attempts: records of all attempts, the last of which completes the run.
+        environment: what it ran on and with.
+        parameters: numbers that the model learned.
+        trained: what the training took and gave.
+        scores: of the published model on the test set.
+        artifacts: the files that are published.
+        seconds: of the stages.
+    """
+    used = runtime.usage()
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": config.run_id,
+        "status": "complete",
+        "started": attempts[-1]["started"],
+        "attempts": attempts[-1]["attempt"],
+        "attempt_records": [
+            {name: value for name, value in record.items() if name not in _SAID_ONCE}
+            for record in attempts
+        ],
+        "config_sha256": config.digest,
+        "config": config.identity,
+        "model": {"name": config.model, "parameters": parameters},
+        "data": dataset.facts(),
+        "test": asdict(scores),
+        "train": {
+            "epochs": trained.epochs,
+            "steps": trained.steps,
+            "resumed_step": trained.resumed_step,
+            "history": list(trained.history),
+        },
+        "timing": {
+            "import_seconds": seconds.importing,
+            "load_seconds": seconds.loading,
+            "compile_seconds": trained.compile_seconds,
+            "train_seconds": trained.train_seconds,
+            "evaluate_seconds": seconds.evaluating,
+            "publish_seconds": seconds.publishing,
+            "total_seconds": used.wall_seconds,
+            "images_per_second": trained.images_per_second,
+        },
+        "resources": {
+            "peak_memory_mib": used.peak_memory_mib,
+            "cpu_seconds": used.cpu_seconds,
+        },
+        "environment": environment,
+        "artifacts": [asdict(artifact) for artifact in artifacts],
+    }
+
+
+def summary(run: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return what a person wants to know first of the complete run at `run`."""
+    test, timing = metrics["test"], metrics["timing"]
+    return {
+        "run": run,
+        "accuracy": test["accuracy"],
+        "accuracy_interval_95": test["accuracy_interval_95"],
+        "examples": test["examples"],
+        "total_seconds": timing["total_seconds"],
+        "train_seconds": timing["train_seconds"],
+        "images_per_second": timing["images_per_second"],
+        "files": [*(artifact["path"] for artifact in metrics["artifacts"]), "metrics.json"],
+    }

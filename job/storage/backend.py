@@ -1,0 +1,96 @@
+"""What every kind of storage can do: the verbs that `verbs` hands on, and `files` and `objects` do.
+
+Besides what is said of each verb, an object store can raise CredentialsError, TemporaryError (no
+answer, however often it was asked), ClusterError (it can't be what the job needs) and, for a bucket
+that isn't there, UsageError when writing and MissingInputError otherwise. "It can't be seen" never
+counts as "it isn't there".
+"""
+
+import mmap
+from collections.abc import Mapping
+from typing import Protocol
+
+from job.errors import DataError
+from job.storage.place import Place
+
+MEBIBYTE = 1024 * 1024
+
+
+class Backend(Protocol):
+    """Whole objects at places of one kind."""
+
+    def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
+        """Return the whole object, and what its storage calls this content ("" where it doesn't).
+
+        Raises:
+            MissingInputError: there is none, or it may not be read.
+            DataError: it has more than `limit_bytes` bytes.
+            OutputError: the device failed while reading.
+        """
+
+    def version(self, place: Place) -> str:
+        """Return what `read` would say of the content, or "" where reading costs no more.
+
+        Raises:
+            MissingInputError: there is no object.
+        """
+
+    def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
+        """Return the object as memory that is read when it is looked at.
+
+        None where the storage can't, and for what has at most `above_bytes` bytes.
+        """
+
+    def is_folder(self, place: Place) -> bool:
+        """Tell whether `place` is a folder; of one that can't be seen, `read` tells the reason."""
+
+    def exists(self, place: Place) -> bool:
+        """Tell whether anything lies at `place`, readable or not.
+
+        Raises:
+            MissingInputError: that can't be seen, which is not to say that there is nothing.
+        """
+
+    def names(self, place: Place) -> list[str]:
+        """Return the names of the objects directly in the folder, sorted; none if it isn't there.
+
+        Raises:
+            OutputError: that can't be seen, which is not to say that there is nothing.
+        """
+
+    def create(self, place: Place, data: bytes) -> None:
+        """Write `data` as a new object, whole or not at all, and kept when this returns.
+
+        If the object is there already with the same bytes, that is success: this writer, or a twin
+        of it, wrote it before.
+
+        Raises:
+            ConflictError: the object exists with other bytes.
+            OutputError: it could not be written; what to do is in the message.
+        """
+
+    def create_all(self, objects: Mapping[Place, bytes]) -> None:
+        """Create several objects, place to content.
+
+        Raises:
+            JobError: as `create`. Some may have been written; the same call goes on.
+        """
+
+    def remove(self, place: Place) -> None:
+        """Remove the object; that it is gone already is success.
+
+        Raises:
+            OutputError: it can't be removed.
+        """
+
+    def close(self) -> None:
+        """Give up whatever is under way and close all connections."""
+
+
+def check_size(place: Place, size_bytes: int, limit_bytes: int) -> None:
+    """Raise a DataError if an object of `size_bytes` is more than `limit_bytes`."""
+    if size_bytes > limit_bytes:
+        raise DataError(
+            f"{place} has more than {limit_bytes // MEBIBYTE} MiB, the most this job reads of such "
+            "a file: give a smaller one"
+        )
