@@ -2,9 +2,13 @@
 #
 #   make image                 # with docker, podman or buildah, as mnist-job:<version>
 #   make image EXTRA=gpu       # mnist-job:<version>-gpu; CUDA's libraries come with TensorFlow
+#   make image CA=/etc/ssl/certs/ca-certificates.crt    # behind a private certificate authority
 #
-# Any base with Python 3.11 to 3.13 and its venv will do. Pin yours by digest, and name a company's
-# own with its certificates in it, by: make image BASE=python:3.12-slim@sha256:...
+# Any base with Python 3.11 to 3.13 and its venv will do. Pin yours by digest, or name a company's
+# own, by: make image BASE=python:3.12-slim@sha256:...
+#
+# The secret `ca` is a bundle of certificates that the package index is verified by, instead of the
+# base's. It is there while a step runs that asks the index, and in no layer.
 ARG BASE=python:3.12-slim
 
 # --- what the job needs; made anew only when the lock changes ---------------------------------
@@ -15,7 +19,10 @@ COPY requirements.lock pyproject.toml ./
 # Unchecked: a layer may change a file's time, which must not make Python compile it again.
 ENV UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
 # uv first, pinned and checked as everything else is.
-RUN sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
+RUN --mount=type=secret,id=ca if [ -f /run/secrets/ca ]; then \
+        export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; \
+    fi \
+    && sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
     && python3 -m venv /uv \
     && /uv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes --requirement uv.lock \
     && /uv/bin/uv venv --no-cache --python python3 /opt/mnist-job \
@@ -32,7 +39,10 @@ RUN rm -rf /opt/mnist-job/lib/python3*/site-packages/clang \
 FROM dependencies AS job
 COPY LICENSE README.md ./
 COPY job job
-RUN /uv/bin/uv pip install --no-cache --python /opt/mnist-job --prefix /job --compile-bytecode \
+RUN --mount=type=secret,id=ca if [ -f /run/secrets/ca ]; then \
+        export SSL_CERT_FILE=/run/secrets/ca; \
+    fi \
+    && /uv/bin/uv pip install --no-cache --python /opt/mnist-job --prefix /job --compile-bytecode \
         --no-deps --build-constraints requirements.lock .
 
 # --- what runs --------------------------------------------------------------------------------

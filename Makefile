@@ -7,6 +7,7 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 CHECKS := .venv-checks/.ready
 BASE ?= python:3.12-slim
+CA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test check format seeds bench chaos chaos-storage image image-test \
@@ -59,8 +60,8 @@ chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (7
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/workers.py
 
-image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=...)
-	@scripts/image build $(EXTRA) $(BASE)
+image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=..., CA=bundle)
+	@CA="$(CA)" scripts/image build $(EXTRA) $(BASE)
 
 image-test: $(READY) ## Build the image on a base of Debian's own and run it as a pod would (root)
 	@$(BIN)/python -m pytest -q -m slow tests/test_image.py $(ARGS)

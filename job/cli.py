@@ -91,6 +91,9 @@ def train(
     )
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness)
+    if not watchdog.is_supervised():  # its watcher has said so
+        # Before anything large: who is out of memory at once shows how far it came.
+        progress.event("started", version=__version__, run=str(config.place))
     _use_storage(storage_timeout, anonymous, cache, progress)
     flags.warn_of_unknown_variables(os.environ, progress)
     preemption = Preemption(time_limit)

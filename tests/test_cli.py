@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from job import cli, run, storage
+from job import __version__, cli, run, storage
 from job.errors import StoppedError, TemporaryError
 from job.process import verdict
 from job.results import inference
@@ -247,7 +247,7 @@ def test_training_off_a_terminal_logs_one_json_object_a_line(small_mnist, tmp_pa
     )
     events = [json.loads(line) for line in logged.stdout.splitlines()]
     assert [event["event"] for event in events] == [
-        "data_loaded", "attempt_started", "device_chosen", "compiled", "epoch", "epoch",
+        "started", "data_loaded", "attempt_started", "device_chosen", "compiled", "epoch", "epoch",
         "checkpoint_saved", "complete",
     ]  # fmt: skip
     assert all({"time", "level"} <= event.keys() for event in events)
@@ -432,7 +432,8 @@ def test_an_unknown_variable_is_told_with_the_nearest_known_one(command, monkeyp
     monkeypatch.setenv("MNIST_JOB_WEIGHTS", "a variable of another command")
     done = command("train")
     assert done.code == 0
-    told = [json.loads(line) for line in done.out.splitlines()]
+    started, *told = [json.loads(line) for line in done.out.splitlines()]
+    assert started["event"] == "started"
     assert [(line["event"], line["variable"], line["nearest"]) for line in told] == [
         ("unknown_variable", "MNIST_JOB_EPOCH", "MNIST_JOB_EPOCHS"),
         ("unknown_variable", "MNIST_JOB_ZZZZZZ", None),
@@ -530,3 +531,24 @@ def test_rooms_of_the_command_line_import_tensorflow_late(room):
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
     )
     assert ended.stdout.split() == []
+
+
+@pytest.mark.parametrize("large", ["numpy", "tensorflow"])
+def test_who_is_killed_while_something_large_is_imported_has_said_its_first_line(tmp_path, large):
+    """Out of memory there, a pod shows how far it came; without a line its message is empty."""
+    fatal = tmp_path / large / "__init__.py"
+    fatal.parent.mkdir()
+    fatal.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
+    ended = subprocess.run(
+        [sys.executable, "-m", "job", "train", "--output", tmp_path, "--run-id", "r"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    [line] = ended.stdout.splitlines()
+    said = json.loads(line)
+    assert (said["event"], said["run"]) == ("started", f"{tmp_path}/r")
+    assert said["version"] == __version__

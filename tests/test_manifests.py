@@ -24,6 +24,8 @@ import job
 from job import cli, errors, run
 from job.config import check_run_id
 from job.process import verdict
+from job.results.publishing import RunFolder
+from job.storage import parse
 
 K8S = REPOSITORY / "k8s"
 TOOLS = REPOSITORY / ".venv-checks" / "bin"
@@ -580,3 +582,71 @@ def test_components_and_examples_are_told_of(path: Path) -> None:
         assert (path / "README.md").read_text().startswith(f"# {path.name}: ")
     else:
         assert f"k8s/examples/{path.name} |" in (path / "kustomization.yaml").read_text()
+
+
+def look_pod() -> str:
+    """Return the pod that README.md looks at files with."""
+    _, _, rest = (K8S / "README.md").read_text().partition("kubectl apply -f - <<'END'\n")
+    return rest.partition("END\n")[0]
+
+
+def test_the_pod_for_looking_at_files_is_gone_at_once_and_sees_the_volume() -> None:
+    pod = yaml.safe_load(look_pod())
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 0  # `sleep` as PID 1 ignores SIGTERM
+    claims = {
+        claim["metadata"]["name"]
+        for claim in kind(documents(K8S / "train-job.yaml"), "PersistentVolumeClaim")
+    }
+    claimed = {one["persistentVolumeClaim"]["claimName"] for one in pod["spec"]["volumes"]}
+    assert claimed <= claims
+
+
+@pytest.mark.checks
+def test_strict_schemas_accept_the_pod_for_looking_at_files(tmp_path) -> None:
+    (tmp_path / "look.yaml").write_text(look_pod())
+    ended = tool("kubernetes-validate", "--strict", "--quiet", str(tmp_path / "look.yaml"))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("name", ["job", "cronjob"])
+def test_the_place_of_another_stores_address_is_shown(name: str) -> None:
+    """Without the two signs that make it a comment, it is a variable of the job's container."""
+    text = (K8S / "components" / "s3" / f"{name}.yaml").read_text()
+    shown = re.sub(
+        r"^( +)# (- name: AWS_ENDPOINT_URL|  value: https://)", r"\1\2", text, flags=re.MULTILINE
+    )
+    [entry] = [
+        entry
+        for entry in container_of(yaml.safe_load(shown))["env"]
+        if entry["name"] == "AWS_ENDPOINT_URL"
+    ]
+    assert entry["value"].startswith("https://")
+
+
+def test_where_no_node_has_a_gpu_is_told_with_the_event_to_look_for() -> None:
+    """Such a pod never runs, so it can't say so itself."""
+    files = ("README.md", "train-gpu-job.yaml", "components/gpu/README.md")
+    texts = [(K8S / name).read_text() for name in files]
+    for text in texts:
+        for words in ("FailedScheduling", "Insufficient nvidia.com/gpu", "Pending"):
+            assert words in text
+
+
+def test_how_long_credentials_may_take_is_told() -> None:
+    """The controller waits 10 s before the second pod, and each time twice as long."""
+    [workload] = kind(documents(K8S / "train-job.yaml"), "Job")
+    limit = workload["spec"]["backoffLimit"]
+    text = " ".join((K8S / "README.md").read_text().split())
+    waits = [10 * 2**number for number in range(limit)]
+    listed = ", ".join(f"{wait} s" for wait in waits[:-1]) + f" and {waits[-1]} s"
+    assert f"With `backoffLimit: {limit}` the Job waits {listed} between" in text
+    assert f"between its pods, {sum(waits)} s in all" in text
+    [(more, seconds)] = re.findall(r"raise `backoffLimit`: (\d+) waits (\d+) s", text)
+    assert sum(10 * 2**number for number in range(int(more))) == int(seconds)
+
+
+def test_the_verdict_that_outlives_its_pod_is_told_by_its_name() -> None:
+    folder = RunFolder(parse("/runs/r"))
+    text = (K8S / "README.md").read_text()
+    for place in (folder.attempt(1), folder.end(1), folder.metrics):
+        assert f"\n{str(place).replace('/runs/r', '<run>')} " in text

@@ -1,4 +1,4 @@
-"""The two entry points of the original project, typed as its users type them."""
+"""The two entry points of the original project, typed as its users type them; and the image's."""
 
 import os
 import subprocess
@@ -57,3 +57,16 @@ def test_train_model_leaves_old_weights_when_it_fails(tmp_path):
     failed = run(tmp_path, str(SCRIPTS / "train_model.py"), MNIST_JOB_EPOCHS="0")
     assert failed.returncode == 64
     assert (tmp_path / "model_weights.h5").read_bytes() == b"old"
+
+
+def test_a_bundle_that_is_not_there_is_told_at_once(tmp_path):
+    variables = os.environ | {"TOOL": "true", "CA": str(tmp_path / "none.pem")}
+    ended = subprocess.run(
+        [SCRIPTS / "image", "build"],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (66, "")
+    assert f"not '{tmp_path}/none.pem'" in ended.stderr

@@ -128,6 +128,7 @@ _WARNINGS = (
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "started": lambda details: f"start      mnist-job {details['version']}",
     "data_loaded": _loaded,
     "attempt_started": _started,
     "device_chosen": _device_chosen,

@@ -52,6 +52,7 @@ LOADED = {
 }
 
 EVENTS: list[tuple[str, dict[str, Any], str]] = [
+    ("started", {"version": "0.1.0", "run": "runs/r1"}, "start      mnist-job 0.1.0"),
     (
         "data_loaded",
         LOADED,

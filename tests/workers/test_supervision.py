@@ -167,4 +167,5 @@ def test_of_a_finished_run_no_worker_waits_for_others(worker, trained, tmp_path)
     alone = worker(1, "--epochs", "2")
     output, _ = alone.communicate(timeout=60)
     assert alone.returncode == 0
-    assert json.loads(output)["event"] == "already_complete"
+    told = [json.loads(line)["event"] for line in output.splitlines()]
+    assert told == ["started", "already_complete"]
