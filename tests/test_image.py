@@ -264,12 +264,12 @@ def test_how_soon_a_pod_speaks_and_trains(
     for number in range(3):
         variables = pod | {"K8S_JOB_NAME": f"timed-{number}", "MNIST_JOB_EPOCHS": "1"}
         started = time.monotonic()
-        process = image.start("train", **variables)
-        assert process.stdout is not None
         seconds = {}
-        for line in process.stdout:
-            seconds[json.loads(line)["event"]] = time.monotonic() - started
-        assert process.wait() == 0
+        with image.start("train", **variables) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                seconds[json.loads(line)["event"]] = time.monotonic() - started
+        assert process.returncode == 0
         assert next(iter(seconds)) == "started"
         for event in ("started", "data_loaded", "compiled", "epoch", "complete"):
             measured.setdefault(event, []).append(seconds[event])
@@ -282,15 +282,13 @@ def test_how_soon_a_pod_speaks_and_trains(
 def test_a_stopped_pod_leaves_its_verdict_on_the_volume(image: Image, pod: dict[str, str]) -> None:
     """Its log and its termination message are gone with it."""
     variables = pod | {"K8S_JOB_NAME": "stopped", "MNIST_JOB_EPOCHS": "500"}
-    process = image.start("train", **variables)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if json.loads(line)["event"] == "epoch":
-            break
-    init = child_named(process.pid, "dumb-init")
-    assert init is not None
-    os.kill(init, signal.SIGTERM)
-    process.communicate(timeout=100)
+    with image.start("train", **variables) as process:
+        assert process.stdout is not None
+        assert any(json.loads(line)["event"] == "epoch" for line in process.stdout)
+        init = child_named(process.pid, "dumb-init")
+        assert init is not None
+        os.kill(init, signal.SIGTERM)
+        process.communicate(timeout=100)
     assert process.returncode == 143
     end = image.folder / "runs" / "stopped" / "attempts" / "0001-end.json"
     left = json.loads(end.read_text())
