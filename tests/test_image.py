@@ -68,14 +68,11 @@ def make_base(name: str, folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def base(folder: Path) -> str:
-    """Return the base's name, which tells what it is made of: no other recipe's is taken for it."""
+def base_name() -> str:
+    """Return a name that tells what the base is made of: no other recipe's is taken for it."""
     recipe = [inspect.getsource(make_base), PACKAGES, *(os.environ.get(name) for name in INDEX)]
     digest = hashlib.sha256(repr(recipe).encode()).hexdigest()
-    name = f"localhost/mnist-job-test-base:{digest[:16]}"
-    if not sh("buildah", "images", "--quiet", "--filter", f"reference={name}"):
-        make_base(name, folder)
-    return name
+    return f"localhost/mnist-job-test-base:{digest[:16]}"
 
 
 def untested(reason: str) -> None:
@@ -157,7 +154,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     if bundle:
         bundle.write_text(f"{CERTIFICATES.read_text()}\n# {mark}\n")
     try:  # nothing of this project's yet: what fails here is the machine's
-        found = base(folder / "base")
+        found = base_name()
+        if not sh("buildah", "images", "--quiet", "--filter", f"reference={found}"):
+            make_base(found, folder / "base")
         (folder / "Dockerfile").write_text(f"FROM {found}\nRUN true\n")
         sh("buildah", "build", *FLAGS.split(), folder)
     except AssertionError as error:
@@ -190,6 +189,26 @@ def pod() -> dict[str, str]:
     container = spec["template"]["spec"]["containers"][0]
     variables = {entry["name"]: entry.get("value", "2") for entry in container["env"]}
     return {**variables, "probe": container["livenessProbe"]["exec"]["command"][2]}
+
+
+def test_a_base_of_another_recipe_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    name = base_name()
+    assert base_name() == name
+    monkeypatch.setenv("PIP_INDEX_URL", "https://elsewhere.example/simple")
+    assert base_name() != name
+    monkeypatch.delenv("PIP_INDEX_URL")
+    monkeypatch.setitem(globals(), "PACKAGES", f"{PACKAGES},git")
+    assert base_name() != name
+
+
+def test_where_it_is_required_a_skip_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGE_TEST", "required")
+    with pytest.raises(pytest.fail.Exception, match="THE IMAGE IS NOT TESTED: no room"):
+        untested("no room")
+    monkeypatch.delenv("IMAGE_TEST")
+    with pytest.raises(pytest.skip.Exception, match="THE IMAGE IS NOT TESTED: no room"):
+        untested("no room")
 
 
 def test_it_says_what_it_is(image: Image) -> None:
