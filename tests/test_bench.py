@@ -1,6 +1,11 @@
 """What `make bench` makes of its samples: medians, ratios, verdicts and the table."""
 
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import contestants
@@ -95,6 +100,62 @@ def test_the_contestants_run_without_what_would_steer_them(monkeypatch):
 def test_a_contestant_that_fails_stops_the_bench():
     with pytest.raises(environments.BenchError, match=r"exited 3: no such luck"):
         contestants.run(["sh", "-c", "echo no such luck >&2; exit 3"])
+
+
+BENCH_OF_ONE = """
+import sys, compare, contestants, machine
+from pathlib import Path
+one = contestants.Contestant("stand-in", Path(sys.argv.pop()), "none.py")
+contestants.contestants = lambda without: [one]
+machine.versions_of = lambda everyone: {}
+compare.main()
+"""
+CONTESTANT = """#!/bin/sh
+trap '' INT TERM HUP  # it ends by nobody's asking
+exec 3>"$FIFO"
+echo begun >&3
+exec sleep 30
+"""
+
+
+def waited_for(descriptor: int, seconds: float = 10) -> bytes:
+    """Return what the contestant wrote, or nothing once it is gone."""
+    assert select.select([descriptor], [], [], seconds)[0], "it is still there"
+    return os.read(descriptor, 100)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
+def test_a_bench_that_is_ended_leaves_nothing_running(tmp_path, name):
+    if name == "SIGKILL" and sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent was killed")
+    number, fifo, contestant = signal.Signals[name], tmp_path / "fifo", tmp_path / "contestant"
+    contestant.write_text(CONTESTANT)
+    contestant.chmod(0o700)
+    os.mkfifo(fifo)
+    bench = subprocess.Popen(
+        [sys.executable, "-c", BENCH_OF_ONE, "--quick", contestant],
+        cwd=Path(contestants.__file__).parent,
+        env=os.environ | {"FIFO": str(fifo), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    # Without waiting for a writer: a bench that fails to start must not hang the test.
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        assert waited_for(reading) == b"begun\n"
+        assert list(tmp_path.glob("mnist-job-bench-*"))
+        bench.send_signal(number)
+        assert waited_for(reading) == b""
+        bench.wait(timeout=10)
+    finally:
+        bench.kill()
+        out, err = bench.communicate()
+        os.close(reading)
+    if number == signal.SIGKILL:
+        assert bench.returncode == -number
+    else:
+        assert (bench.returncode, out, err) == (128 + number, b"", b"")
+        assert not list(tmp_path.glob("mnist-job-bench-*"))
 
 
 def test_what_the_peers_install_is_pinned_by_hash_and_names_no_host():

@@ -13,7 +13,7 @@ import pytest
 from job import errors
 from job.errors import JobError
 
-# The table of DESIGN.md. Manifests and people rely on it: a change here is a change of the product.
+# Manifests and people rely on this table: a change here is a change of the product.
 EXIT_CODES = {
     "JobError": 70,
     "UsageError": 64,

@@ -30,7 +30,7 @@ def draw_gallery(
 
     Args:
         images: uint8, shape (images, height, width) or (images, height, width, channels).
-        captions: two lines for each.
+        captions: two lines for each; what is too long for its image is shortened in its middle.
         correct: whether the model was right; None where nobody knows.
 
     Raises:
@@ -38,7 +38,8 @@ def draw_gallery(
     """
     if len(images) > MAX_IMAGES:
         raise UsageError(
-            f"--figure shows at most {MAX_IMAGES} images, not {len(images)}: lower --num-images"
+            f"--figure shows at most {MAX_IMAGES} images, not {len(images)}: lower "
+            "--num-images, or give fewer --image"
         )
     columns = min(COLUMNS, len(images))
     rows = math.ceil(len(images) / columns)
@@ -57,13 +58,24 @@ def draw_gallery(
             box = (left - _FRAME, top - _FRAME, left + _TILE + _FRAME - 1, top + _TILE + _FRAME - 1)
             draw.rectangle(box, outline=_WRONG, width=_FRAME)
         middle, below = left + _TILE / 2, top + _TILE + 8
-        first = f"wrong: {caption[0]}" if wrong else caption[0]
+        first = _fitting(caption[0], fonts[0])
         draw.text((middle, below), first, _WRONG if wrong else _INK, fonts[0], anchor="mt")
-        second = _WRONG if wrong else _PALE
-        draw.text((middle, below + _LINE), caption[1], second, fonts[1], anchor="mt")
+        second = _fitting(f"wrong: {caption[1]}" if wrong else caption[1], fonts[1])
+        below += _LINE
+        draw.text((middle, below), second, _WRONG if wrong else _PALE, fonts[1], anchor="mt")
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _fitting(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """Return `text` as one printable line no wider than a column, its end kept: `a long….png`."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    fitting, kept = text, len(text)
+    while font.getlength(fitting) > _TILE + _GAP / 2:
+        kept -= 1
+        fitting = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return fitting
 
 
 def _tile(image: NDArray[np.uint8]) -> Image.Image:

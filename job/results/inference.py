@@ -252,7 +252,9 @@ def write_gallery(
     captions = [
         (
             f"{prediction.predicted}  {prediction.confidence:.1%}",
-            "" if prediction.true is None else f"true {prediction.true}",
+            prediction.image.rpartition("/")[2]
+            if prediction.true is None
+            else f"true {prediction.true}",
         )
         for prediction in predictions
     ]

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import children
 import contestants as who
 import machine
 import probes
@@ -39,6 +40,7 @@ def main() -> None:
     rounds = 1 if arguments.quick else arguments.rounds
     if rounds < 1:
         parser.error(f"--rounds must be 1 or more, not {rounds}")
+    children.end_by_exception()
     try:
         document, lines = compare(rounds, arguments.without)
     except BenchError as error:

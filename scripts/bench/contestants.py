@@ -4,19 +4,21 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from environments import PEERS, REPOSITORY, BenchError, clean_environment, own_python, peer_python
+import children
+from environments import PEERS, BenchError, clean_environment, own_python, peer_python
 from verdicts import Sample
+
+from job.config import EMBEDDED
 
 EPOCHS = 10
 BATCHES = (32, 128, 512)
-MNIST = REPOSITORY / "job" / "assets" / "mnist.npz"
+MNIST = EMBEDDED.path
 
 JOB = "mnist-job"
 KERAS = "Keras fit, as first written"
@@ -133,9 +135,7 @@ def run(command: Sequence[str]) -> Ended:
     """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started, began = time.time(), time.perf_counter()
-    ended = subprocess.run(
-        command, env=clean_environment(), cwd=os.sep, capture_output=True, text=True, check=False
-    )
+    ended = children.run(command, env=clean_environment(), cwd=os.sep, capture_output=True)
     wall_seconds = time.perf_counter() - began
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if ended.returncode:

@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+import children
 
 REPOSITORY = Path(__file__).parents[2]
 PEERS = Path(__file__).parent / "peers"
@@ -76,9 +77,7 @@ def _uv(*words: str) -> None:
     if places := os.environ.get("PIP_FIND_LINKS"):  # what pip has been told holds for uv too
         environment.setdefault("UV_FIND_LINKS", ",".join(places.split()))
     uv = Path(sys.executable).parent / "uv"
-    ended = subprocess.run(
-        [str(uv), *words], env=environment, capture_output=True, text=True, check=False
-    )
+    ended = children.run([str(uv), *words], env=environment, capture_output=True)
     if ended.returncode:
         said = " ".join(ended.stderr.split())[-300:]
         raise BenchError(f"uv {' '.join(words[:2])} failed: {said}")
@@ -93,7 +92,5 @@ def versions(python: Path, packages: tuple[str, ...]) -> dict[str, str]:
         "print(json.dumps({'python': platform.python_version()} | found))"
     )
     command = [str(python), "-c", program, *packages]
-    found = subprocess.run(
-        command, env=clean_environment(), capture_output=True, text=True, check=True
-    )
+    found = children.run(command, env=clean_environment(), capture_output=True, check=True)
     return dict(json.loads(found.stdout))

@@ -15,10 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import children
 import numpy as np
 
+from job.config import EMBEDDED
+
 HELD_OUT = 10_000
-MNIST = Path(__file__).parents[2] / "job" / "assets" / "mnist.npz"
 
 
 def main() -> None:
@@ -28,11 +30,12 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("flags", nargs="*", help="for mnist-job train, after --")
     arguments = parser.parse_args()
+    children.end_by_exception()
     accuracies = []
     print("seed  accuracy    loss  calibration error  seconds", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(arguments.seeds):
-            data = held_out(Path(folder), seed) if arguments.held_out else "mnist"
+            data = held_out(Path(folder), seed) if arguments.held_out else str(EMBEDDED)
             metrics = train(folder, seed, data, arguments.flags)
             test = metrics["test"]
             accuracies.append(test["accuracy"])
@@ -49,7 +52,7 @@ def main() -> None:
 def held_out(folder: Path, seed: int) -> str:
     """Write a data set made of the training images alone, and return where it lies."""
     path = folder / f"held-out-{seed}.npz"
-    with np.load(MNIST) as mnist:
+    with np.load(EMBEDDED.path) as mnist:
         images, labels = mnist["x_train"], mnist["y_train"]
     order = np.random.default_rng(seed).permutation(len(images))
     test, train = order[:HELD_OUT], order[HELD_OUT:]
@@ -67,7 +70,7 @@ def train(folder: str, seed: int, data: str, flags: list[str]) -> dict[str, dict
     """Run the job as its users do, and return the metrics it published."""
     place = ["--data", data, "--output", folder, "--run-id", f"seed-{seed}", "--seed", str(seed)]
     command = [sys.executable, "-m", "job", "train", *place, *flags]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    children.run(command, check=True, stdout=subprocess.DEVNULL)
     metrics = Path(folder, f"seed-{seed}", "metrics.json").read_text()
     return dict(json.loads(metrics))
 

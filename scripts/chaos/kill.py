@@ -22,6 +22,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tally import Tally
+
 FLAGS = ("--epochs", "6", "--augment", "shift", "--checkpoint-seconds", "0", "--log", "json")
 WITHIN_SECONDS = 20
 FILES = ("model_weights.h5", "model.keras")
@@ -29,7 +31,7 @@ GIVE_UP_AFTER = 50  # attempts at one run
 
 
 @dataclass
-class Report:
+class Report(Tally):
     """What was seen so far."""
 
     runs: int = 0
@@ -41,18 +43,6 @@ class Report:
     unfinished_zero: int = 0
     slowest_exit_seconds: float = 0.0
     other_ends: list[str] = field(default_factory=list)
-
-    def add(self, other: "Report") -> None:
-        """Take in what was seen of another run."""
-        self.runs += other.runs
-        self.signals += other.signals
-        self.codes += other.codes
-        self.resumed += other.resumed
-        self.differing += other.differing
-        self.torn += other.torn
-        self.unfinished_zero += other.unfinished_zero
-        self.slowest_exit_seconds = max(self.slowest_exit_seconds, other.slowest_exit_seconds)
-        self.other_ends += other.other_ends
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tally import Tally
 
 from job.config import EMBEDDED
 from job.data import source
@@ -42,7 +43,7 @@ PORTS_LOCK = threading.Lock()
 
 
 @dataclass
-class Report:
+class Report(Tally):
     """What was seen of one way of harm in one size of collectives."""
 
     times: int = 0
@@ -51,15 +52,6 @@ class Report:
     differing: int = 0
     resumed: int = 0
     problems: list[str] = field(default_factory=list)
-
-    def add(self, other: "Report") -> None:
-        """Take in what was seen of another run."""
-        self.times += other.times
-        self.codes += other.codes
-        self.slowest_seconds = max(self.slowest_seconds, other.slowest_seconds)
-        self.differing += other.differing
-        self.resumed += other.resumed
-        self.problems += other.problems
 
 
 def main() -> int:

@@ -47,6 +47,33 @@ def test_a_wrong_prediction_is_framed_and_an_unknown_one_is_not():
     assert (np.abs(without_colour[0] - without_colour[1]) > 50).sum() > 1000
 
 
+def captioned(second: str, correct: bool | None = None) -> np.ndarray:
+    """Return the second line of the caption of the first of two images, and what is beside it."""
+    images = np.zeros((2, 28, 28), np.uint8)
+    png = gallery.draw_gallery(images, [("7", second), ("", "")], [correct, None])
+    return np.asarray(Image.open(io.BytesIO(png)).convert("L"))[162:185] < 200
+
+
+def test_a_caption_is_as_long_as_its_image_is_wide_at_most():
+    name = "a-drawing-of-a-seven-that-was-made-on-a-cold-day.png"
+    line = captioned(name)
+    assert np.flatnonzero(line.any(axis=0)).min() >= 24 - 6
+    assert np.flatnonzero(line.any(axis=0)).max() < 24 + 112 + 6
+    assert not np.array_equal(line, captioned(name.replace("png", "jpg")))  # the end is kept
+    assert not np.array_equal(line, captioned(name.replace("a-drawing", "the-same")))
+    assert captioned("seven.png").any()
+
+
+@pytest.mark.parametrize("name", ["two\nlines.png", "tab\t.png", "\udcff\x00.png", ""])
+def test_a_caption_may_be_any_file_name(name):
+    assert captioned(name).any() == bool(name)
+
+
+def test_what_is_wrong_is_called_so_in_words():
+    called, plain = (captioned("true 7", right).any(axis=0).sum() for right in (False, True))
+    assert called > plain + 20  # columns of pixels
+
+
 @pytest.mark.parametrize("shape", [(28, 28, 1), (32, 32, 3), (8, 8, 4), (12, 9, 2), (200, 100)])
 def test_other_shapes_are_drawn_too(shape):
     assert drawn(3, shape=shape).shape[2] == 3

@@ -7,8 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from job import storage
 from job.results import inference
 from job.results.inference import Prediction
+from job.storage import Place
 
 
 def rows(text: str) -> list[list[str]]:
@@ -83,6 +85,17 @@ def test_figure_is_a_picture_of_the_predictions(command, trained, small_mnist, t
     assert picture.max() > 200
     assert command(*words, "--figure", figure).code == 0  # the same picture again is no conflict
     assert command(*words, "--figure", figure, "--start", 10).code == 73
+
+
+def test_figure_names_own_pictures_by_their_files(tmp_path):
+    images = np.zeros((1, 28, 28), np.uint8)
+    drawn = {}
+    for name in ("drawings/seven.png", "others/seven.png", "drawings/eight.png"):
+        place = Place.of(tmp_path / name.replace("/", "-"))
+        inference.write_gallery(place, [Prediction(name, 7, 0.9, None)], images)
+        drawn[name] = storage.read(place, 2**20)
+    assert drawn["drawings/seven.png"] == drawn["others/seven.png"]
+    assert drawn["drawings/seven.png"] != drawn["drawings/eight.png"]
 
 
 def test_damaged_weights_are_noticed(command, trained, small_mnist, tmp_path):
