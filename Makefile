@@ -10,7 +10,7 @@ BASE ?= python:3.12-slim
 CA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds bench chaos chaos-storage image image-test \
+.PHONY: help setup train test test-slow check format seeds bench chaos chaos-storage image image-test \
 	image-sizes lock lock-peers clean
 .DELETE_ON_ERROR:
 
@@ -28,8 +28,14 @@ $(READY): pyproject.toml requirements.lock scripts/setup
 train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 	@$(BIN)/mnist-job train --log text $(ARGS)
 
+TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: $(READY) ## Run the tests
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not checks' $(ARGS)
+	@$(TESTS) -m 'not slow and not checks' $(ARGS)
+
+test-slow: $(READY) ## Run the long proofs too that no other target runs (5 minutes)
+	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/training/test_replicas.py \
+		--ignore tests/workers/test_supervision.py $(ARGS)
 
 check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the manifests and the Dockerfile
 	@$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What many tests share: small real data, one trained run, and the command line as a function."""
 
+import compileall
 import os
 import secrets
 import socket
@@ -20,9 +21,58 @@ from job.process import runtime
 
 REPOSITORY = Path(__file__).parent.parent
 
+# Begun first, so that nobody waits for one of them at the end; the longest tests come before all.
+LONG_FILES = (
+    "workers/test_supervision.py",
+    "training/test_resume.py",
+    "test_drill.py",
+    "training/test_replicas.py",
+    "storage/test_rehearsal.py",
+    "test_scripts.py",
+    "test_run.py",
+    "training/test_train.py",
+    "training/test_feed.py",
+)
+
 # Whichever test imports TensorFlow first, it must compute as it does in the job.
 runtime.prepare_tensorflow()
 runtime.limit_threads(runtime.available_cores())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the job once, which its many processes would do each where no bytecode is written."""
+    if not hasattr(config, "workerinput"):  # the others of pytest-xdist follow
+        compileall.compile_dir(REPOSITORY / "job", quiet=2)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Return one more than there are cores: some tests wait, for processes and for stores."""
+    return runtime.available_cores() + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the long tests come first."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONG_FILES)}
+    for path in ranks:
+        if not path.exists():
+            raise pytest.UsageError(f"{__file__}: LONG_FILES names {path}, which does not exist")
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the stores while the first tests run."""
+    needed = any("stores" in getattr(item, "fixturenames", ()) for item in session.items)
+    if needed and not session.config.option.collectonly:
+        folder = stores_folder(session.config)
+        servers.start(folder)
+        session.config.add_cleanup(lambda: servers.leave(folder))
+
+
+def stores_folder(config: pytest.Config) -> Path:
+    """Return the folder that all processes of this session share for the stores."""
+    base = config._tmp_path_factory.getbasetemp()
+    return (base.parent if hasattr(config, "workerinput") else base) / "stores"
 
 
 @dataclass(frozen=True)
@@ -69,12 +119,9 @@ def _own_environment(
 
 
 @pytest.fixture(scope="session")
-def stores(
-    tmp_path_factory: pytest.TempPathFactory, worker_id: str
-) -> Iterator[dict[str, servers.Server]]:
+def stores(pytestconfig: pytest.Config) -> Iterator[dict[str, servers.Server]]:
     """Run an S3 and a Google store, by scheme, one of each for all processes of this session."""
-    base = tmp_path_factory.getbasetemp()
-    with servers.shared((base if worker_id == "master" else base.parent) / "stores") as running:
+    with servers.shared(stores_folder(pytestconfig)) as running:
         yield running
 
 

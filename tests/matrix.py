@@ -85,6 +85,7 @@ class Life:
         wrong: list[str] = []
         slowest = 0.0
         complete = 0
+        met = case.number < 0  # where there is nothing to meet
         while complete < 2 and len(codes) < STARTS:
             saved = rehearsal.steps_saved(self._direct, run)
             stop = not saved and not codes
@@ -94,6 +95,7 @@ class Life:
                 ended = rehearsal.train(*flags, stop=stop)
                 took = time.monotonic() - began
             hit = before <= case.number < len(self._proxy.requests)
+            met |= hit
             codes.append(ended.code)
             slowest = max(slowest, took)
             seen = self._faults_of(case, ended, hit=hit, stop=stop)
@@ -105,6 +107,8 @@ class Life:
             complete += ended.code == 0
         if complete < 2:
             wrong.append("never complete")
+        if not met:
+            wrong.append("the fault was never met")
         return Case(case.request, case.number, case.fault, tuple(wrong), tuple(codes), slowest)
 
     def _faults_of(

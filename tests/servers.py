@@ -24,7 +24,7 @@ from botocore.session import get_session
 
 BUCKET = "test-bucket"
 KEY_ID, SECRET_KEY = "test-key-id", "test-secret-key"
-_started: list[subprocess.Popen[bytes]] = []
+_started: dict[Path, subprocess.Popen[bytes]] = {}
 
 START_SECONDS = 90  # such as on a machine with other things to do
 
@@ -145,14 +145,14 @@ def _process(command: list[str], folder: Path) -> Iterator[subprocess.Popen[byte
             process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], ready: Callable[[], object]) -> None:
-    """Call `ready` until it raises nothing."""
+def _wait(process: subprocess.Popen[bytes] | None, ready: Callable[[], object]) -> None:
+    """Call `ready` until it raises nothing, or until `process` has ended."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             ready()
         except Exception:
-            if time.monotonic() > deadline or process.poll() is not None:
+            if time.monotonic() > deadline or (process and process.poll() is not None):
                 raise
             time.sleep(0.2)
         else:
@@ -162,28 +162,36 @@ def _wait(process: subprocess.Popen[bytes], ready: Callable[[], object]) -> None
 @contextlib.contextmanager
 def shared(folder: Path) -> Iterator[dict[str, Server]]:
     """Run both stores once for all processes that name the same `folder`; the last ends them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    users = folder / "users"
-    me = users / str(os.getpid())
-    with _locked(folder):
-        if not users.exists():
-            users.mkdir()
-            me.touch()
-            process = subprocess.Popen([sys.executable, __file__, str(folder)])
-            _started.append(process)  # outlives this session if others still need it
-            _wait(process, (folder / "ready").read_text)
-        me.touch()
-        found = json.loads((folder / "ready").read_text())
+    start(folder)
     try:
+        _wait(_started.get(folder), (folder / "ready").read_text)
+        found = json.loads((folder / "ready").read_text())
         yield {scheme: Server(scheme, url) for scheme, url in found.items()}
     finally:
-        me.unlink()
-        for process in _started:
-            if _in_use(users):
-                process.returncode = 0  # no longer ours: its last user ends it
-            else:
-                process.wait()
-        _started.clear()
+        leave(folder)
+
+
+def start(folder: Path) -> None:
+    """Begin to run what `shared` gives, if nobody has, and wait for nothing: it takes seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    users = folder / "users"
+    with _locked(folder):
+        first = not users.exists()
+        users.mkdir(exist_ok=True)
+        (users / str(os.getpid())).touch()
+        if first:  # may outlive this process, if others still need it
+            _started[folder] = subprocess.Popen([sys.executable, __file__, str(folder)])
+
+
+def leave(folder: Path) -> None:
+    """Need the stores no longer, if this process ever did."""
+    users = folder / "users"
+    (users / str(os.getpid())).unlink(missing_ok=True)
+    process = _started.pop(folder, None)
+    if process and _in_use(users):
+        process.returncode = 0  # no longer ours: its last user ends it
+    elif process:
+        process.wait()
 
 
 @contextlib.contextmanager
@@ -207,10 +215,13 @@ def main(folder: Path) -> None:
         partial = folder / "ready.partial"
         partial.write_text(json.dumps({server.scheme: server.url for server in (one, other)}))
         partial.rename(folder / "ready")
-        while _in_use(folder / "users"):
+        while True:
             time.sleep(0.2)
-        with _locked(folder):  # whoever comes now starts new ones
-            shutil.rmtree(folder / "users")
+            with _locked(folder):
+                if not _in_use(folder / "users"):  # whoever comes now starts new ones
+                    (folder / "ready").unlink()
+                    shutil.rmtree(folder / "users")
+                    return
 
 
 if __name__ == "__main__":

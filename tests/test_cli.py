@@ -449,7 +449,7 @@ def test_the_failure_has_the_form_of_the_log(command):
 
 
 LATE = """
-import atexit, sys, time
+import atexit, sys
 from job import cli
 from job.process.preemption import Preemption
 
@@ -460,7 +460,7 @@ def main():
 
 def wait():
     print("ending", flush=True)
-    time.sleep(5)
+    sys.stdin.readline()
 
 atexit.register(wait)
 cli.main = main
@@ -470,12 +470,11 @@ cli.entry_point()
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_after_the_commands_end_changes_nothing(number):
-    with subprocess.Popen(
-        [sys.executable, "-c", LATE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", LATE], **pipes, text=True) as process:
         assert process.stdout.readline() == "ending\n"
         process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate("go on\n", timeout=60)  # it waits for this line
     assert (process.returncode, errors) == (0, "")
 
 

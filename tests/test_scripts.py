@@ -21,7 +21,7 @@ def run(folder: Path, *words: str, **environment: str) -> subprocess.CompletedPr
     )
 
 
-def test_train_then_evaluate_and_predict(tmp_path, small_mnist):
+def test_train_then_evaluate_and_predict(tmp_path, small_mnist, monkeypatch, capfd):
     flags = {"MNIST_JOB_DATA": small_mnist, "MNIST_JOB_EPOCHS": "2"}
     trained = run(tmp_path, str(SCRIPTS / "train_model.py"), **flags)
     assert trained.returncode == 0, trained.stderr
@@ -36,12 +36,18 @@ def test_train_then_evaluate_and_predict(tmp_path, small_mnist):
     assert lines[0].startswith("test accuracy: 0.")
     assert len(lines) == 2 + 1 + 10  # two scores, the table's head, ten images
 
-    importing = f"import sys; sys.path.insert(0, {str(SCRIPTS)!r}); import processes; "
-    asked = run(tmp_path, "-c", importing + "processes.predict_images(num_images=3)", **flags)
-    assert len(asked.stdout.splitlines()) == 1 + 3
+    # Others import them; here, where TensorFlow is imported already.
+    monkeypatch.syspath_prepend(SCRIPTS)
+    monkeypatch.chdir(tmp_path)
+    for name, value in (flags | {"MNIST_JOB_SEED": "1"}).items():
+        monkeypatch.setenv(name, value)
+    import processes
+    import train_model
 
-    again = run(tmp_path, str(SCRIPTS / "train_model.py"), MNIST_JOB_SEED="1", **flags)
-    assert again.returncode == 0, again.stderr  # training anew replaces the file, as it always did
+    capfd.readouterr()
+    assert processes.predict_images(num_images=3) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 1 + 3
+    assert train_model.train_model() == 0  # training anew replaces the file, as it always did
     assert saved.read_bytes() != published.read_bytes()
 
 

@@ -25,9 +25,16 @@ from job.errors import (
 )
 from job.storage import Place, objects, parse, retrying, verbs
 
-TIMEOUT_SECONDS = 1.5
-# aiohttp itself sends once more when a connection that it had kept is closed.
-HIDDEN = {"reset", "lost reply", "truncated", "cut upload"}
+TIMEOUT_SECONDS = 1.5  # of a store that says nothing
+HANG_UPS = {"reset", "lost reply", "cut upload"}
+METHODS = {
+    "read": "GET",
+    "exists": "GET",
+    "is_folder": "GET",
+    "names": "LIST",
+    "create": "PUT",
+    "remove": "DELETE",
+}
 
 VERBS: dict[str, tuple[Any, ...]] = {
     "read": (100,),
@@ -55,11 +62,14 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def retries() -> list[dict[str, Any]]:
+def retries(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """Return what is told of retries, from now on."""
     told: list[dict[str, Any]] = []
     notify = lambda _, **details: told.append(details)  # noqa: E731
-    storage.configure(storage.Settings(timeout_seconds=TIMEOUT_SECONDS, notify=notify))
+    # Where a store answers at once, a short deadline would count a busy machine among the faults.
+    silent = request.node.callspec.params.get("fault") == "stall"
+    seconds = TIMEOUT_SECONDS if silent else storage.Settings().timeout_seconds
+    storage.configure(storage.Settings(timeout_seconds=seconds, notify=notify))
     return told
 
 
@@ -73,20 +83,46 @@ def methods(faulty: faults.Proxy) -> list[str]:
     return [request.method for request in faulty.requests]
 
 
+def sent_twice(scheme: str, method: str, fault: str) -> bool:
+    """Tell whether aiohttp itself sends a request once more, unseen, after its connection closed.
+
+    It does so if that may do no harm by HTTP's rules; Google's upload is a POST. What is truncated
+    closes it before the answer's end only where that has no body.
+    """
+    upload = method == "PUT" and scheme == "gs"
+    return not upload and (fault in HANG_UPS or (fault, method) == ("truncated", "PUT"))
+
+
+def requests_of_a_fault_that_passes(verb: str, fault: str) -> list[str]:
+    """Return the methods of all requests of a verb whose first is spoiled."""
+    method = METHODS[verb]
+    # The write was carried out, so the second finds the object there, and it is looked at.
+    looks = verb == "create" and fault in {"lost reply", "truncated"}
+    return [method, method, *(["GET"] if looks else [])]
+
+
+def requests_of_a_fault_that_lasts(scheme: str, verb: str, fault: str) -> list[str]:
+    """Return the methods of all requests of a verb of which each is spoiled."""
+    method = METHODS[verb]
+    if fault in faults.REFUSING:
+        return [method]
+
+    def tried(one: str) -> list[str]:
+        return [one] * (retrying.ATTEMPTS * (2 if sent_twice(scheme, one, fault) else 1))
+
+    if verb != "create":
+        return tried(method)
+    if fault == "truncated":
+        # The first write is carried out. S3's next answers have a body, "exists already", which is
+        # cut as well; Google's status comes through, and so its second try is the last.
+        return ["PUT"] * (retrying.ATTEMPTS + 1 if scheme == "s3" else 2) + tried("GET")
+    return tried("PUT") + tried("GET")  # the write, then the look whether it was one
+
+
 @pytest.mark.usefixtures("retries")
-@pytest.mark.parametrize(
-    ("verb", "requests"),
-    [
-        ("read", ["GET"]),
-        ("exists", ["GET"]),
-        ("is_folder", ["GET"]),
-        ("names", ["LIST"]),
-        ("create", ["PUT"]),
-        ("remove", ["DELETE"]),
-    ],
-)
+@pytest.mark.parametrize(("verb", "method"), METHODS.items())
 def test_every_verb_is_one_request(
-    faulty: faults.Proxy, place: Place, verb: str, requests: list[str]
+    faulty: faults.Proxy, place: Place, verb: str, method: str
 ) -> None:
     storage.create(place / "before", b"")
     assert methods(faulty) == ["GET", "PUT", "PUT"]  # the first of a bucket: may it be overwritten?
@@ -94,7 +130,7 @@ def test_every_verb_is_one_request(
         storage.create(place / "object", b"content")
     faulty.clear()
     getattr(storage, verb)(place / "object", *VERBS[verb])
-    assert methods(faulty) == requests
+    assert methods(faulty) == [method]
 
 
 @pytest.mark.slow
@@ -114,14 +150,20 @@ def test_a_fault_that_passes_is_waited_out(
     if verb not in {"create", "remove"}:
         storage.create(place / "object", b"content")
     faulty.clear()
+    retries.clear()  # on a busy machine the store may have been slow before
     faulty.spoil(fault, first=0)
     found = getattr(storage, verb)(place / "object", *VERBS[verb])
-    wanted = {"read": b"content", "exists": True, "is_folder": False, "names": []}
-    assert found == wanted.get(verb)
+    assert found == {"read": b"content", "exists": True, "is_folder": False, "names": []}.get(verb)
     if verb == "create":
         assert storage.read(place / "object", 100) == b"content"
-    hidden = fault in HIDDEN
-    assert retries or hidden
+        assert faulty.requests.pop().method == "GET"
+    wanted = requests_of_a_fault_that_passes(verb, fault)
+    assert methods(faulty)[: len(wanted)] == wanted
+    if fault != "stall":  # whose next try may come too late as well, on a busy machine
+        assert methods(faulty) == wanted
+    if not sent_twice(faulty.scheme, METHODS[verb], fault):
+        assert retries
+        assert retries[0]["request"] == f"{METHODS[verb]} {place}/object"
 
 
 @pytest.mark.usefixtures("retries")
@@ -143,12 +185,10 @@ def test_a_fault_that_lasts_has_its_exit_code_and_a_known_number_of_tries(
     took = time.monotonic() - began
     refused = fault in faults.REFUSING
     assert type(caught.value) is (CredentialsError if refused else TemporaryError)
+    assert methods(faulty) == requests_of_a_fault_that_lasts(faulty.scheme, verb, fault)
     tries = 1 if refused else retrying.ATTEMPTS
     if verb == "create" and not refused:
         tries *= 2  # the write, then the look whether it was one
-    most = 2 * tries if fault in HIDDEN else tries
-    least = 1 if fault == "truncated" else tries  # of what is cut, the status may have come through
-    assert least <= len(faulty.requests) <= most
     assert took < tries * TIMEOUT_SECONDS + 20
     message = str(caught.value)
     assert f"{place}/object" in message

@@ -1,5 +1,6 @@
 """Examples reach the steps alike, whether they lie on the device or stream in shards."""
 
+import functools
 import gzip
 import struct
 
@@ -15,6 +16,12 @@ from job.storage import parse
 from job.training import feed
 
 
+@pytest.fixture(scope="module")
+def streamed():
+    """Return a function that trains as `run` does, but once, for all that compare with it."""
+    return functools.cache(run)
+
+
 def stream(monkeypatch):
     """Make every data set too large to lie on the device, and a shard seven steps long."""
     monkeypatch.setattr(feed, "RESIDENT_BYTES", 0)
@@ -26,7 +33,7 @@ def streaming(monkeypatch):
     stream(monkeypatch)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def few(mnist):
     return source.Dataset(
         "few",
@@ -39,12 +46,12 @@ def few(mnist):
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_streaming_changes_no_bit(few, monkeypatch, model):
+def test_streaming_changes_no_bit(few, monkeypatch, streamed, model):
     settings = config(model=model, augment="shift")
     resident, resident_state, _ = run(few, settings)
     stream(monkeypatch)
-    streamed, streamed_state, _ = run(few, settings)
-    for one, other in zip(resident, streamed, strict=True):
+    weights, streamed_state, _ = streamed(few, settings)
+    for one, other in zip(resident, weights, strict=True):
         assert np.array_equal(one, other)
     for name, array in resident_state.arrays.items():
         assert np.array_equal(array, streamed_state.arrays[name]), name
@@ -54,9 +61,9 @@ def test_streaming_changes_no_bit(few, monkeypatch, model):
 
 
 @pytest.mark.usefixtures("streaming")
-def test_a_streaming_run_resumes_to_the_bit(few):
+def test_a_streaming_run_resumes_to_the_bit(few, streamed):
     settings = config(augment="shift")
-    unbroken, _, _ = run(few, settings)
+    unbroken, _, _ = streamed(few, settings)
     for chunks in (1, 2, 4):
         _, stopped, _ = run(few, settings, stop_after=chunks)
         resumed, _, _ = run(few, settings, start=stopped)
