@@ -9,7 +9,7 @@ CHECKS := .venv-checks/.ready
 BASE ?= python:3.12-slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check format seeds bench chaos chaos-storage image image-test \
+.PHONY: help setup train picture test check format seeds bench chaos chaos-storage image image-test \
 	image-sizes lock lock-peers clean
 .DELETE_ON_ERROR:
 
@@ -26,6 +26,9 @@ $(READY): pyproject.toml requirements.lock scripts/setup
 
 train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 	@$(BIN)/mnist-job train --log text $(ARGS)
+
+picture: $(READY) ## Draw the README's terminal from a real `make train`
+	@$(BIN)/python scripts/terminal.py $(ARGS)
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not checks' $(ARGS)
