@@ -279,9 +279,8 @@ def test_the_house_names_all_of_its_rooms() -> None:
     table = HOUSE.read_text().partition("## Flags")[0]
     told, there = set(), set()
     for row in re.findall(r"^\| (.+) \|$", table, re.MULTILINE):
-        first, _, rest = row.partition(" | ")
-        wing = re.search(r"`(\w+/)`", first)
-        names = re.findall(r"`([\w.]+\.(?:py|json|npz|md))`", rest)
+        wing = re.search(r"`(\w+/)`", row.partition(" | ")[0])
+        names = re.findall(r"`([\w.]+\.(?:py|json|npz|md))`", row)
         told |= {f"{wing[1] if wing else ''}{name}" for name in names}
     for path in (REPOSITORY / "job").rglob("*.*"):
         if path.suffix != ".pyc" and path.name not in {"__init__.py", "README.md"}:
