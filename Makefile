@@ -9,7 +9,7 @@ CHECKS := .venv-checks/.ready
 BASE ?= python:3.12-slim
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train picture test check format seeds bench chaos chaos-storage image image-test \
+.PHONY: help setup train test check format seeds bench chaos chaos-storage image image-test \
 	image-sizes lock lock-peers clean
 .DELETE_ON_ERROR:
 
@@ -26,9 +26,6 @@ $(READY): pyproject.toml requirements.lock scripts/setup
 
 train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 	@$(BIN)/mnist-job train --log text $(ARGS)
-
-picture: $(READY) ## Draw the README's terminal from a real `make train`
-	@$(BIN)/python scripts/terminal.py $(ARGS)
 
 test: $(READY) ## Run the tests
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 -m 'not slow and not checks' $(ARGS)
@@ -73,6 +70,10 @@ image-sizes: ## Print what the image weighs, and what in it does
 
 chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (some 15 minutes)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
+
+.PHONY: picture
+picture: $(READY) ## Draw the README's terminal from a real `make train`
+	@$(BIN)/python scripts/terminal.py $(ARGS)
 
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
