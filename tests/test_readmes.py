@@ -62,16 +62,40 @@ def commands(text: str) -> Iterator[list[str]]:
     """Yield every command of a text, as words: those of its shell blocks and those in backticks."""
     for language, content in blocks(text):
         if language == "sh":
-            without = re.sub(r"<<'END'\n.*?^END$", "", content, flags=re.MULTILINE | re.DOTALL)
-            for line in without.replace("\\\n", " ").splitlines():
-                for part in re.split(r" && | \| ", line):
-                    if words := shlex.split(part, comments=True):
-                        yield words
+            shell = re.sub(r"<<'END'\n.*?^END$", "", content, flags=re.MULTILINE | re.DOTALL)
+            for words in lines_of(shell.replace("\\\n", " ")):
+                yield from parts(words)
     for span in spans(text):
         if re.match(r"(make|mnist-job|python|taskset|scripts/\S+) ", span) and "=..." not in span:
             words = shlex.split(span)
             if len(words) > 2 or words[0] != "mnist-job":  # else it is the command's name
                 yield words
+
+
+def lines_of(shell: str) -> Iterator[list[str]]:
+    """Yield the words of each line; a line goes on where a quotation does."""
+    line = ""
+    for more in shell.splitlines():
+        line = f"{line}\n{more}" if line else more
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError:  # no closing quotation
+            continue
+        line = ""
+        yield words
+    assert not line, line
+
+
+def parts(words: list[str]) -> Iterator[list[str]]:
+    """Yield the commands of a line, without the variables that are set for one."""
+    command: list[str] = []
+    for word in [*words, ";"]:
+        if word not in {"&&", "|", ";"}:
+            if command or not re.match(r"[A-Z_]+=", word):
+                command.append(word)
+        elif command:
+            yield command
+            command = []
 
 
 def slug(heading: str) -> str:
