@@ -78,6 +78,10 @@ image-sizes: ## Print what the image weighs, and what in it does
 chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (some 15 minutes)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
 
+.PHONY: picture
+picture: $(READY) ## Draw the README's terminal from a real `make train`
+	@$(BIN)/python scripts/terminal.py $(ARGS)
+
 lock: ## Resolve the dependencies anew into requirements.lock
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory setup
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \

@@ -40,7 +40,7 @@ class RunConfig:
     """Everything that decides what one training run does, and where it publishes.
 
     The defaults of the last seven were chosen on a held-out sixth of the training set; the test set
-    had no say (`make seeds` repeats the measurement, README tells the numbers).
+    had no say (scripts/bench/README.md tells the numbers, and how to repeat them).
     """
 
     output: str = "runs"

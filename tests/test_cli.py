@@ -148,7 +148,7 @@ def test_help_lists_every_flag_with_its_variable(command, name, flags):
 
 @pytest.mark.parametrize("flag", sorted({*TRAIN_FLAGS, *EVALUATE_FLAGS, *PREDICT_FLAGS}))
 def test_readme_names_every_flag(flag):
-    assert f"`--{flag}" in (REPOSITORY / "README.md").read_text()
+    assert f"`--{flag}" in (REPOSITORY / "job" / "README.md").read_text()
 
 
 def test_every_variable_reaches_the_config(command, monkeypatch):

@@ -4,5 +4,5 @@
 trains it by the compiled steps of `loop`, which `feed` brings the examples to and `augmentation`
 moves them in. `checkpoint` keeps all of a run's state in one verified file.
 
-All but `checkpoint` import TensorFlow.
+All but `checkpoint` import TensorFlow. README.md tells what is exact, and where.
 """

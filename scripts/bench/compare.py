@@ -1,6 +1,6 @@
 """Compare this job with what others write for the same task, side by side on this machine.
 
-    python scripts/bench/compare.py              five rounds, what the README shows
+    python scripts/bench/compare.py              five rounds, what README.md beside shows
     python scripts/bench/compare.py --quick      one round
 
 Every sample is a whole process with nothing kept from the one before but the page cache. In each

@@ -1,6 +1,6 @@
 """Train with several seeds and print each run's accuracy, their mean and their spread.
 
-    python scripts/bench/seeds.py                                    the claim in the README
+    python scripts/bench/seeds.py                                    what README.md beside shows
     python scripts/bench/seeds.py --held-out -- --batch-size 128     one line of a tuning sweep
 
 With --held-out the test set has no part in it: each seed trains on 50,000 of the training images

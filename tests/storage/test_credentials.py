@@ -97,7 +97,7 @@ def test_an_endpoint_that_is_no_url(monkeypatch: pytest.MonkeyPatch, url: str) -
 def test_the_configuration_of_fsspec_has_no_say(
     stores: dict[str, servers.Server], google: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The README names all places where credentials are looked for."""
+    """The README of storage names all places where credentials are looked for."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", stores["s3"].url)
     keys = {"key": servers.KEY_ID, "secret": servers.SECRET_KEY}
     elsewhere = {"endpoint_url": "http://127.0.0.1:9"}
