@@ -625,11 +625,13 @@ def test_the_place_of_another_stores_address_is_shown(name: str) -> None:
 
 def test_where_no_node_has_a_gpu_is_told_with_the_event_to_look_for() -> None:
     """Such a pod never runs, so it can't say so itself."""
-    files = ("README.md", "train-gpu-job.yaml", "components/gpu/README.md")
-    texts = [(K8S / name).read_text() for name in files]
-    for text in texts:
+    for path in (
+        K8S / "README.md",
+        K8S / "train-gpu-job.yaml",
+        K8S / "components" / "gpu" / "README.md",
+    ):
         for words in ("FailedScheduling", "Insufficient nvidia.com/gpu", "Pending"):
-            assert words in text
+            assert words in path.read_text()
 
 
 def test_how_long_credentials_may_take_is_told() -> None:
