@@ -50,6 +50,10 @@ def prepare_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # its start-up notes are no news to anyone
     # The loop is XLA's, which oneDNN has no part in; without it, evaluation sums in one order.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    # XLA would time kernels on a GPU and take the fastest, another one after a restart perhaps.
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "--xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".lstrip()
 
 
 def limit_threads(cores: int) -> None:

@@ -95,8 +95,9 @@ class Published:
         runtime.limit_threads(runtime.available_cores(container_limit=place.cpu_limit))
         runtime.import_tensorflow()
         from job.results import weights  # noqa: PLC0415
-        from job.training import model  # noqa: PLC0415
+        from job.training import model, strategy  # noqa: PLC0415
 
+        strategy.prepare_gpus()  # that it scores as its run did
         net = model.build(self.model_name, self.dataset.image_shape, self.dataset.classes)
         weights.load_hdf5(net, self.content, str(self.place))
         return net

@@ -4,7 +4,7 @@ A call takes the order of examples of an epoch and its learning rates, and gathe
 augments, differentiates and updates in one loop: Python is not in it, which for a small net is
 most of the time that Keras' `fit` takes. On one device XLA may compile all of it. Of several
 replicas each takes its share of every batch, XLA may compile what each does alone, and one
-all-reduce a step adds up their gradients.
+all-reduce a step adds up their gradients; together they compute what one device would.
 """
 
 import math
@@ -21,7 +21,8 @@ from job.data.source import Dataset
 from job.errors import DataError
 from job.training.augmentation import TRANSFORMS
 from job.training.feed import Feed
-from job.training.model import PIXEL_SCALE, xla_on_cpu
+from job.training.layers import Share, share_of_batch
+from job.training.model import PIXEL_SCALE, exchanges_in_layers, xla_on_cpu
 
 
 class _Adam(keras.optimizers.Adam):  # type: ignore[misc]  # Keras has no types
@@ -62,11 +63,13 @@ class Loop:
         self._feed = Feed(strategy, dataset, self._share)
         on_cpu = "CPU" in strategy.extended.worker_devices[0].upper()
         xla = xla_on_cpu(config.model) or not on_cpu
-        alone = self._replicas == 1  # XLA knows no exchange between replicas
+        # XLA knows no exchange between replicas.
+        alone = self._replicas == 1
+        apart = not alone and not exchanges_in_layers(config.model)
         self._program = tf.function(self._steps, jit_compile=xla and alone, autograph=False)
         self._gradients = (
             tf.function(self._differentiate, jit_compile=True, autograph=False)
-            if xla and not alone
+            if xla and apart
             else self._differentiate
         )
         self.begin_epoch()
@@ -219,11 +222,15 @@ class Loop:
         off = self._label_smoothing / self._classes
         on = 1 - self._label_smoothing + off
         targets = tf.one_hot(labels, self._classes, on_value=on, off_value=off)
-        counts = start + tf.range(self._share) < self._batch_size
+        places = start + tf.range(self._share)
+        counts = places < self._batch_size
+        all_count = self._share * self._replicas == self._batch_size
+        share = Share(self._batch_size, places % self._batch_size, None if all_count else counts)
         with tf.GradientTape() as tape:
-            logits = self._model(pixels, training=True)
+            with share_of_batch(share):
+                logits = self._model(pixels, training=True)
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-            if self._share * self._replicas > self._batch_size:
+            if not all_count:
                 losses = tf.where(counts, losses, 0)
             loss = tf.reduce_sum(losses) / self._batch_size
         gradients = tape.gradient(loss, self._model.trainable_variables)

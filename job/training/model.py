@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from job.training import layers as shared
+
 PIXEL_SCALE = 1 / 255  # models see pixels as float32 from 0 to 1
 
 
@@ -17,6 +19,7 @@ def build(
     *,
     seed: int = 0,
     precision: str = "float32",
+    published: bool = False,
 ) -> keras.Model:
     """Return the architecture `name`, its weights drawn from `seed`.
 
@@ -26,13 +29,15 @@ def build(
         classes: number of classes.
         seed: the same seed gives the same weights, bit for bit.
         precision: `float32`, or `mixed_bfloat16` to compute the hidden layers in bfloat16.
+        published: of Keras' own layers only, as who opens a file without this job needs them;
+            otherwise it can be trained by replicas as by one device (`layers`).
 
     Returns:
         A model from float32 pixels in 0..1, shape (examples, *image_shape), to float32 logits,
         shape (examples, classes).
     """
     inputs = keras.Input(image_shape, name="pixels", dtype="float32")
-    logits = _ARCHITECTURES[name].make(inputs, classes, _Layers(seed, precision))
+    logits = _ARCHITECTURES[name].make(inputs, classes, _Layers(seed, precision, published))
     return keras.Model(inputs, logits, name=name)
 
 
@@ -41,9 +46,14 @@ def xla_on_cpu(name: str) -> bool:
     return _ARCHITECTURES[name].xla_on_cpu
 
 
+def exchanges_in_layers(name: str) -> bool:
+    """Tell whether replicas of the architecture exchange numbers before they have gradients."""
+    return _ARCHITECTURES[name].exchanges_in_layers
+
+
 def in_float32(model: keras.Model) -> keras.Model:
     """Return a copy of `model`, a model from `build`, that computes as its published files do."""
-    plain = build(model.name, model.input_shape[1:], model.output_shape[-1])
+    plain = build(model.name, model.input_shape[1:], model.output_shape[-1], published=True)
     plain.set_weights(model.get_weights())
     return plain
 
@@ -57,9 +67,10 @@ def with_probabilities(model: keras.Model) -> keras.Model:
 class _Layers:
     """Makes layers whose random numbers depend on the seed and their place in the model alone."""
 
-    def __init__(self, seed: int, precision: str) -> None:
+    def __init__(self, seed: int, precision: str, published: bool) -> None:
         self._seed = seed
         self._precision = precision
+        self._kinds = keras.layers if published else shared
         self._made = 0
 
     def dense(self, units: int, name: str, activation: str | None = None) -> keras.layers.Layer:
@@ -84,7 +95,13 @@ class _Layers:
         )
 
     def dropout(self, rate: float, name: str) -> keras.layers.Layer:
-        return keras.layers.Dropout(rate, seed=self._next_seed(), name=name, dtype=self._precision)
+        return self._kinds.Dropout(rate, seed=self._next_seed(), name=name, dtype=self._precision)
+
+    def batch_normalization(self, name: str) -> keras.layers.Layer:
+        # Keras' 0.99 forgets its start only after hundreds of steps: too late for short runs.
+        return self._kinds.BatchNormalization(
+            momentum=0.9, synchronized=True, name=name, dtype=self._precision
+        )
 
     def plain(self, kind: type[keras.layers.Layer], name: str, **more: Any) -> keras.layers.Layer:
         """Return a layer that draws nothing at random."""
@@ -110,11 +127,7 @@ def _cnn(pixels: keras.KerasTensor, classes: int, layers: _Layers) -> keras.Kera
     hidden = layers.plain(keras.layers.Reshape, "channels", target_shape=shape)(pixels)
     for block, filters in enumerate((16, 32), start=1):
         hidden = layers.convolution(filters, f"convolution_{block}")(hidden)
-        name = f"normalization_{block}"
-        # Keras' 0.99 forgets its start only after hundreds of steps: too late for short runs.
-        hidden = layers.plain(
-            keras.layers.BatchNormalization, name, momentum=0.9, synchronized=True
-        )(hidden)
+        hidden = layers.batch_normalization(f"normalization_{block}")(hidden)
         hidden = layers.plain(keras.layers.ReLU, f"relu_{block}")(hidden)
         pool = layers.plain(keras.layers.MaxPooling2D, f"pool_{block}", padding="same")
         hidden = pool(hidden)
@@ -128,9 +141,11 @@ class _Architecture:
     make: Callable[[keras.KerasTensor, int, _Layers], keras.KerasTensor]
     xla_on_cpu: bool
     """Whether XLA's CPU compiler is the faster one; it isn't for convolutions."""
+    exchanges_in_layers: bool
+    """Whether replicas exchange numbers inside its layers, as for the statistics of a batch."""
 
 
 _ARCHITECTURES = {
-    "mlp": _Architecture(_mlp, xla_on_cpu=True),
-    "cnn": _Architecture(_cnn, xla_on_cpu=False),
+    "mlp": _Architecture(_mlp, xla_on_cpu=True, exchanges_in_layers=False),
+    "cnn": _Architecture(_cnn, xla_on_cpu=False, exchanges_in_layers=True),
 }

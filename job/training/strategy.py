@@ -38,15 +38,15 @@ def choose(
         ClusterError: what is asked for isn't there.
     """
     several = workers is not None and workers.count > 1
-    gpus = tf.config.list_physical_devices("GPU") if request != "cpu" else []
+    gpus = prepare_gpus() if request != "cpu" else []
+    if request == "cpu":
+        tf.config.set_visible_devices([], "GPU")  # evaluation would go to one by itself
     if (require_gpu or request == "gpu") and not gpus:
         flag = "--require-gpu" if require_gpu else "--strategy gpu"
         raise ClusterError(
             f"{flag}: TensorFlow sees no GPU on this machine; check the driver and that the gpu "
             "extra is installed, or do without the flag"
         )
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, enable=True)  # leave room for neighbours
     if request == "auto":
         request = "multiworker" if several else "mirrored" if len(gpus) > 1 else "one"
     if request == "multiworker":
@@ -59,8 +59,32 @@ def choose(
     if request == "mirrored":
         kind = "GPU" if gpus else "CPU"
         devices = [device.name for device in tf.config.list_logical_devices(kind)]
+        if not gpus and len(devices) == 1:
+            raise ClusterError(
+                "--strategy mirrored: TensorFlow sees no GPU on this machine, and one CPU has "
+                "nothing to mirror; check the driver and that the gpu extra is installed, or give "
+                "--strategy cpu"
+            )
         return tf.distribute.MirroredStrategy(devices)
     return tf.distribute.OneDeviceStrategy("/gpu:0" if gpus else "/cpu:0")
+
+
+def prepare_gpus() -> list[tf.config.PhysicalDevice]:
+    """Return this machine's GPUs, set to give the same bits each time, in true float32.
+
+    What XLA must be told for that, `runtime.prepare_tensorflow` tells it, since it reads that
+    earlier. Where there are none nothing is set: a CPU's bits are the same each time already, and
+    it would only be slower.
+    """
+    gpus = list(tf.config.list_physical_devices("GPU"))
+    if gpus:
+        tf.config.experimental.enable_op_determinism()
+        # TF32 has 10 bits of mantissa: who wants less than float32 asks for mixed_bfloat16, where
+        # the one small layer left in float32 has nothing to gain from it.
+        tf.config.experimental.enable_tensor_float_32_execution(False)
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, enable=True)  # leave room for neighbours
+    return gpus
 
 
 def _multi_worker(workers: Workers) -> tf.distribute.Strategy:

@@ -94,12 +94,12 @@ def train(
     """
     steps_per_epoch = math.ceil(len(dataset.x_train) / config.batch_size)
     total_steps = config.epochs * steps_per_epoch
-    rates = learning_rates(config, total_steps).reshape(config.epochs, steps_per_epoch)
+    rates = learning_rates(config, total_steps, 0, steps_per_epoch)
     # Until the last save, work exists nowhere else.
     with preemption.deferred(), collectives.losing_nobody(), contextlib.closing(checkpoints):
         compile_started = time.perf_counter()
         loop = Loop(model, dataset, config, collectives.strategy)
-        loop.run(np.zeros((steps_per_epoch, config.batch_size), np.int32), rates[0], 0, 0, 0)
+        loop.run(np.zeros((steps_per_epoch, config.batch_size), np.int32), rates, 0, 0, 0)
         runtime.give_back_memory()  # what compiling took and freed: a tenth of the peak otherwise
         compile_seconds = time.perf_counter() - compile_started
         progress.event(
@@ -113,17 +113,17 @@ def train(
             epoch, position = divmod(state.step, steps_per_epoch)
             if position == 0 or order.size == 0:
                 order = epoch_order(config.seed, epoch, len(dataset.x_train), config.batch_size)
+                before = state.step - position
+                rates = learning_rates(config, total_steps, before, steps_per_epoch)
             if position == 0:
                 loop.begin_epoch()
             count = min(chunk, steps_per_epoch - position, loop.most_steps)
-            loop.run(order, rates[epoch], state.step - position, position, count)
+            loop.run(order, rates, state.step - position, position, count)
             seconds = time.perf_counter() - chunk_started
             progress.beat()
             state = state.after(count, seconds)
             if position + count == steps_per_epoch:
-                finished = _epoch(
-                    loop, rates[epoch], epoch, order.size, state.epoch_seconds, config
-                )
+                finished = _epoch(loop, rates, epoch, order.size, state.epoch_seconds, config)
                 state = state.after_epoch(asdict(finished))
                 if collectives.is_chief:
                     progress.event("epoch", epochs=config.epochs, **asdict(finished))
@@ -188,15 +188,27 @@ def _epoch(
     )
 
 
-def learning_rates(config: RunConfig, steps: int) -> npt.NDArray[np.float32]:
-    """Return the rate of each of `steps` optimizer steps, shape (steps,).
+def learning_rates(
+    config: RunConfig, steps: int, first: int = 0, count: int | None = None
+) -> npt.NDArray[np.float32]:
+    """Return the rate of each of `count` optimizer steps of `steps`, from step `first` on.
 
-    A linear warm-up over the first tenth of them, then a fall to zero on a line or on a half
+    A linear warm-up over the first tenth of all steps, then a fall to zero on a line or on a half
     cosine (Loshchilov and Hutter, 2017), or no fall.
+
+    Args:
+        config: its schedule and peak.
+        steps: of the whole training, which may be too many to hold the rates of.
+        first: from 0.
+        count: None for all that are left.
+
+    Returns:
+        Shape (count,).
     """
     warmup = round(WARMUP_SHARE * steps)
-    rising = np.arange(1, warmup + 1) / max(1, warmup)
-    progress = np.arange(steps - warmup) / max(1, steps - warmup)
+    end = steps if count is None else first + count
+    rising = np.arange(first + 1, min(end, warmup) + 1) / max(1, warmup)
+    progress = np.arange(max(first, warmup) - warmup, end - warmup) / max(1, steps - warmup)
     falling = {
         "linear": 1 - progress,
         "cosine": (1 + np.cos(np.pi * progress)) / 2,

@@ -381,6 +381,7 @@ def test_tensorflow_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatc
         "KERAS_BACKEND": "tensorflow",  # the only one this job can use
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "TF_ENABLE_ONEDNN_OPTS": "0",
+        "XLA_FLAGS": "--xla_gpu_deterministic_ops=true",
         "TF_NUM_INTRAOP_THREADS": "3",
         "TF_NUM_INTEROP_THREADS": "3",
     }
@@ -401,6 +402,34 @@ def test_who_set_a_variable_meant_it(monkeypatch: pytest.MonkeyPatch, variable: 
     prepare_tensorflow()
     limit_threads(3)
     assert environment[variable] == "7"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("--xla_dump_to=/tmp", "--xla_dump_to=/tmp --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_what_xla_is_told_leaves_what_it_was_told(
+    monkeypatch: pytest.MonkeyPatch, given: str, told: str
+) -> None:
+    environment = {"XLA_FLAGS": given}
+    monkeypatch.setattr(os, "environ", environment)
+    prepare_tensorflow()
+    prepare_tensorflow()
+    assert environment["XLA_FLAGS"] == told
+
+
+def test_xla_knows_what_it_is_told() -> None:
+    """It ends a process that gives it a flag which it doesn't know."""
+    program = (
+        "from job.process import runtime\n"
+        "runtime.prepare_tensorflow()\n"
+        "import tensorflow as tf\n"
+        "print(int(tf.function(lambda: tf.constant(1), jit_compile=True)()))\n"
+    )
+    assert run_python(program) == 1
 
 
 OPTIONAL = ("matplotlib", "pandas")

@@ -1,9 +1,15 @@
 """Architectures: the shapes they promise, weights from the seed alone."""
 
+import io
+import json
+import re
+import zipfile
+
 import keras
 import numpy as np
 import pytest
 
+from job.results import weights
 from job.training import model
 
 
@@ -45,3 +51,16 @@ def test_published_model_ends_in_probabilities_of_the_same_logits():
     wanted = keras.ops.softmax(plain(pixels))
     np.testing.assert_allclose(published(pixels), wanted, rtol=1e-5)
     assert {layer.compute_dtype for layer in published.layers} == {"float32"}
+
+
+def test_published_model_is_made_of_keras_own_layers():
+    """So that plain Keras opens it, which knows no class of this job."""
+    net = model.build("cnn", (28, 28), 10, seed=1)
+    published = model.with_probabilities(model.in_float32(net))
+    archive = zipfile.ZipFile(io.BytesIO(weights.to_keras_archive(published)))
+    modules = re.findall(r'"module": "([^"]*)"', archive.read("config.json").decode())
+    assert {name.split(".")[0] for name in modules} == {"keras"}
+    dropout = json.loads(archive.read("config.json"))["config"]["layers"][-3]
+    assert dropout["class_name"] == "Dropout"
+    pixels = np.random.default_rng(0).random((5, 28, 28), np.float32)
+    assert np.array_equal(published(pixels), keras.ops.softmax(net(pixels)))

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import tracemalloc
 
 import keras
 import numpy as np
@@ -236,3 +237,50 @@ def test_learning_rates_rise_to_the_peak_and_fall(schedule, steps):
             }[schedule],
             abs=1e-5,
         )
+
+
+def all_rates(settings: RunConfig, steps: int) -> np.ndarray:
+    """Return the whole schedule at once, as its formula stands in the books."""
+    warmup = round(0.1 * steps)
+    rising = np.arange(1, warmup + 1) / max(1, warmup)
+    progress = np.arange(steps - warmup) / max(1, steps - warmup)
+    falling = {
+        "linear": 1 - progress,
+        "cosine": (1 + np.cos(np.pi * progress)) / 2,
+        "constant": np.ones_like(progress),
+    }[settings.schedule]
+    return (settings.learning_rate * np.concatenate([rising, falling])).astype(np.float32)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+@pytest.mark.parametrize(("epochs", "steps"), [(1, 1), (3, 1), (1, 30), (2, 19), (9, 1875)])
+def test_rates_of_the_epochs_are_those_of_the_whole_to_the_bit(schedule, epochs, steps):
+    settings = config(schedule=schedule)
+    each = [
+        train.learning_rates(settings, epochs * steps, epoch * steps, steps)
+        for epoch in range(epochs)
+    ]
+    assert {len(rates) for rates in each} == {steps}
+    whole = all_rates(settings, epochs * steps)
+    assert np.concatenate(each).tobytes() == whole.tobytes()
+    assert train.learning_rates(settings, epochs * steps).tobytes() == whole.tobytes()
+
+
+def test_no_more_rates_are_made_than_those_of_an_epoch(tiny, monkeypatch):
+    """Ten thousand epochs of sixty thousand steps would be gibibytes."""
+    asked = []
+
+    def rates(_, steps, first=0, count=None):
+        asked.append((steps, first, count))
+        return np.zeros(count, np.float32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "learning_rates", rates)
+        run(tiny, config(epochs=3))
+    assert set(asked) == {(15, 0, 5), (15, 5, 5), (15, 10, 5)}
+    tracemalloc.start()
+    for first in (0, 59_940_000, 60_000_000, 599_940_000):
+        train.learning_rates(config(schedule="cosine"), 600_000_000, first, 60_000)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 8 * 1024 * 1024
