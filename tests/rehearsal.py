@@ -67,6 +67,7 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
             history=(),
             compile_seconds=0.0,
             train_seconds=0.0,
+            attempt_train_seconds=0.0,
             images_per_second=0.0,
         )
 
@@ -74,7 +75,9 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
     devices = SimpleNamespace(
         tensorflow="0", keras="0", strategy="none", replicas=1, devices=("none",)
     )
-    collectives = SimpleNamespace(is_chief=True, check_alike=lambda *_: None, wait=lambda: None)
+    collectives = SimpleNamespace(
+        is_chief=True, check_alike=lambda *_: None, wait=lambda: None, total=list
+    )
     chosen = SimpleNamespace(scope=contextlib.nullcontext)
     content: dict[str, dict[str, Any]] = {
         "training.train": {"train": train},
@@ -139,11 +142,14 @@ def look(storage: Objects, run: Place) -> list[str]:
     wrong = []
     names = storage.names(run / "attempts")
     ends = {name for name in names if name.endswith("-end.json")}
-    attempts = [name for name in names if name not in ends]
+    devices = {name for name in names if name.endswith("-devices.json")}
+    attempts = [name for name in names if name not in ends | devices]
     if attempts != [f"{number:04}.json" for number in range(1, len(attempts) + 1)]:
         wrong.append(f"attempts {attempts}")
     if not ends <= {name.replace(".json", "-end.json") for name in attempts}:
         wrong.append(f"ends {ends} of the attempts {attempts}")
+    if not devices <= {name.replace(".json", "-devices.json") for name in attempts}:
+        wrong.append(f"devices {devices} of the attempts {attempts}")
     for name in names:
         json.loads(_bytes(storage, run / f"attempts/{name}"))
     for name in storage.names(run / "checkpoints"):
