@@ -13,6 +13,7 @@ from job.errors import ClusterError, JobError
 _SIGNS = (
     *("RESOURCE_EXHAUSTED", "OOM when allocating", "CUDA_ERROR_OUT_OF_MEMORY"),
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "bad_alloc"),
+    "Cannot parse tensor from proto",  # of a graph made in this process: no room to put it in
 )
 _MOST_QUOTED = 160  # signs of a message that goes on with an allocator's statistics
 
@@ -26,9 +27,7 @@ def refusal(error: BaseException, advice: str) -> ClusterError | None:
     """
     if isinstance(error, JobError) or not _ran_out(error):
         return None
-    lines = str(error).strip().splitlines()
-    said = lines[0][:_MOST_QUOTED] if lines else type(error).__name__
-    return ClusterError(f"out of memory ({said}): {advice}")
+    return ClusterError(f"out of memory ({_told(error)}): {advice}")
 
 
 @contextlib.contextmanager
@@ -53,4 +52,14 @@ def _ran_out(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     if "ResourceExhaustedError" in names:
         return True
-    return "OpError" in names and any(sign in str(error) for sign in _SIGNS)
+    return "OpError" in names and _tells(str(error))
+
+
+def _told(error: BaseException) -> str:
+    """Return the line of the message that tells of memory: TensorFlow's begin with anything."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next(filter(_tells, lines), lines[0])[:_MOST_QUOTED]
+
+
+def _tells(text: str) -> bool:
+    return any(sign in text for sign in _SIGNS)
