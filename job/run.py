@@ -68,10 +68,9 @@ def train_run(
             net, collectives, in_force = _prepare(
                 config, dataset, cluster.workers, attempt, start, preemption, progress
             )
-        _write_down(attempt, in_force, start, progress)
+        start = _made_by(attempt, in_force, start, progress)
         from job.training import train  # noqa: PLC0415
 
-        start = replace(start, in_force=in_force)
         trained = train.train(
             net, dataset, config, collectives, checkpoints, start, preemption, progress
         )
@@ -91,7 +90,7 @@ def train_run(
         document = metrics.document(
             config=config,
             dataset=dataset,
-            attempts=attempt.records(in_force),
+            attempts=attempt.records(start.made_by),
             environment=provenance.environment(attempt.facts, in_force),
             parameters=net.count_params(),
             trained=trained,
@@ -119,9 +118,11 @@ class _Attempt:
     before: list[dict[str, Any]]
     """Records of the attempts before."""
 
-    def records(self, in_force: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the records of all attempts, this one last."""
-        return [*self.before, {"attempt": self.number, **self.facts, **in_force}]
+    def records(self, made_by: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+        """Return the records of all attempts, this one last, with what the run's makers had."""
+        makers = {maker["attempt"]: maker for maker in made_by}
+        all_of_them = [*self.before, {"attempt": self.number, **self.facts}]
+        return [record | makers.get(record["attempt"], {}) for record in all_of_them]
 
 
 def _compare_data(document: dict[str, Any], config: RunConfig, progress: Progress) -> None:
@@ -213,7 +214,7 @@ def _where_to_begin(
     if not workers.is_chief:
         with contextlib.suppress(JobError):  # the chief says what is wrong with a checkpoint
             if (saved := checkpoints.restore(owner)) is not None:
-                threads = saved.in_force.get("threads", [])
+                threads = saved.made_by[-1]["threads"] if saved.made_by else []
                 known = len(threads) == workers.count
                 return replace(fresh, cores=threads[workers.index] if known else saved.cores)
         return fresh
@@ -266,15 +267,14 @@ def _prepare(
     return net, collectives, provenance.in_force(attempt.facts, devices, threads)
 
 
-def _write_down(
+def _made_by(
     attempt: _Attempt, in_force: dict[str, Any], start: State, progress: Progress
-) -> None:
-    """Record what the attempt computes on and with, and tell what changed since its checkpoint."""
-    if attempt.number:
-        place = attempt.folder.devices(attempt.number)
-        storage.create(place, publishing.to_json({"attempt": attempt.number, **in_force}))
-    if start.step and (changed := provenance.changes(start.in_force, in_force)):
+) -> State:
+    """Return `start` as that of this attempt too, having told what changed since it was saved."""
+    before = start.made_by[-1] if start.made_by else {}
+    if start.step and (changed := provenance.changes(before, in_force)):
         progress.event("resumed_differently", changes=changed)
+    return replace(start, made_by=(*start.made_by, {"attempt": attempt.number, **in_force}))
 
 
 def _score(

@@ -142,14 +142,11 @@ def look(storage: Objects, run: Place) -> list[str]:
     wrong = []
     names = storage.names(run / "attempts")
     ends = {name for name in names if name.endswith("-end.json")}
-    devices = {name for name in names if name.endswith("-devices.json")}
-    attempts = [name for name in names if name not in ends | devices]
+    attempts = [name for name in names if name not in ends]
     if attempts != [f"{number:04}.json" for number in range(1, len(attempts) + 1)]:
         wrong.append(f"attempts {attempts}")
     if not ends <= {name.replace(".json", "-end.json") for name in attempts}:
         wrong.append(f"ends {ends} of the attempts {attempts}")
-    if not devices <= {name.replace(".json", "-devices.json") for name in attempts}:
-        wrong.append(f"devices {devices} of the attempts {attempts}")
     for name in names:
         json.loads(_bytes(storage, run / f"attempts/{name}"))
     for name in storage.names(run / "checkpoints"):

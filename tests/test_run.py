@@ -84,7 +84,6 @@ def test_run_holds_nothing_else(trained):
     checkpoints = {path for path in files if path.startswith("checkpoints/")}
     assert len(checkpoints) == 1
     assert files - checkpoints == {
-        "attempts/0001-devices.json",
         "attempts/0001.json",
         "metrics.json",
         "model.keras",
@@ -423,6 +422,19 @@ def test_a_resume_with_other_versions_or_devices_says_so(begin, tmp_path, monkey
     assert metrics["environment"]["devices"] == ["CPU"]
 
 
+def test_an_attempt_that_saved_nothing_is_listed_without_devices(begin, tmp_path, monkeypatch):
+    from job.training import train
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", lambda *_: 1 / 0)
+        with pytest.raises(AssertionError, match="ZeroDivisionError"):
+            begin()
+    begin()
+    metrics = read(tmp_path / "r")
+    jsonschema.Draft202012Validator(SCHEMA).validate(metrics)
+    assert ["threads" in record for record in metrics["attempt_records"]] == [False, True]
+
+
 def read_attempt(output: Path, number: int) -> dict:
     return json.loads((output / "r" / "attempts" / f"{number:04}.json").read_text())
 
@@ -460,7 +472,7 @@ def test_a_checkpoint_of_before_goes_on_and_says_what_is_not_known(begin, tmp_pa
 
     begin(3)
     [saved] = (tmp_path / "r" / "checkpoints").iterdir()
-    old = to_bytes(replace(from_bytes(saved.read_bytes(), "x"), in_force={}))
+    old = to_bytes(replace(from_bytes(saved.read_bytes(), "x"), made_by=()))
     saved.unlink()
     name = f"{saved.name[:10]}-{hashlib.sha256(old).hexdigest()}.safetensors"
     saved.with_name(name).write_bytes(old)
@@ -470,7 +482,7 @@ def test_a_checkpoint_of_before_goes_on_and_says_what_is_not_known(begin, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("had", "takes"), [({"threads": [2, 5]}, 5), ({"threads": [7]}, 7), ({}, 7)]
+    ("had", "takes"), [(({"threads": [2, 5]},), 5), (({"threads": [7]},), 7), ((), 7)]
 )
 def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monkeypatch, had, takes):
     from io import StringIO
@@ -497,7 +509,7 @@ def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monke
     assert begins().cores == 3  # nothing was saved
     owner = {"config": config.digest, "data": "f"}
     Checkpoints(Place.of(tmp_path / "checkpoints"), 0, progress).save(
-        State(owner, cores=7, step=4, in_force=had)
+        State(owner, cores=7, step=4, made_by=had)
     )
     assert (begins().cores, begins().step) == (takes, 0)
 

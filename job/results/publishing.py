@@ -5,7 +5,6 @@ and names size and sha256 of each. Until then the run isn't complete, and the sa
 with it.
 
     <run>/attempts/0001.json    who began, when, with which config and versions; one for each start
-    <run>/attempts/0001-devices.json    what it really computes on and with, once that is known
     <run>/attempts/0001-end.json    how it ended, if it didn't complete the run
     <run>/checkpoints/          see job/training/checkpoint.py
     <run>/model_weights.h5, model.keras
@@ -68,10 +67,6 @@ class RunFolder:
         """Say where the record of an attempt, counted from 1, lies."""
         return self.place / f"attempts/{number:04}.json"
 
-    def devices(self, number: int) -> Place:
-        """Say where the record of what an attempt computes on and with lies."""
-        return self.place / f"attempts/{number:04}-devices.json"
-
     def end(self, number: int) -> Place:
         """Say where the record of how an attempt failed or was stopped lies."""
         return self.place / f"attempts/{number:04}-end.json"
@@ -133,20 +128,11 @@ class RunFolder:
                     ) from None
                 number = self._first_free(number + 1)
             else:
-                return [*self._records_before(number), written]
+                before = range(max(1, number - _MAX_RECORDS + 1), number)
+                return [*(read_json(self.attempt(each)) for each in before), written]
         raise ConflictError(
             f"{self.place} was begun {_MAX_ATTEMPTS:,} times: choose another --run-id"
         )
-
-    def _records_before(self, number: int) -> list[dict[str, Any]]:
-        """Return the records of the newest attempts before `number`, with what they computed on."""
-        attempts = range(max(1, number - _MAX_RECORDS + 1), number)
-        there = storage.names(self.place / "attempts") if attempts else []
-        return [
-            read_json(self.attempt(each))
-            | (read_json(self.devices(each)) if self.devices(each).name in there else {})
-            for each in attempts
-        ]
 
     def _first_free(self, number: int) -> int:
         """Return the first attempt from `number` on that nobody has claimed.

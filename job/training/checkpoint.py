@@ -48,8 +48,9 @@ class State:
     """Time in the training loop, over all attempts."""
     epoch_seconds: float = 0.0
     """Of that, in the epoch under way."""
-    in_force: dict[str, Any] = field(default_factory=dict)
-    """Versions, devices and threads that computed it; {} from a job that didn't write them down."""
+    made_by: tuple[dict[str, Any], ...] = ()
+    """The attempts whose work is in it, oldest first: each its number, versions, devices and
+    threads. Empty from a job that didn't write them down."""
 
     def after(self, steps: int, seconds: float) -> "State":
         """Return the state some steps and seconds later, its arrays not taken yet."""
@@ -93,7 +94,8 @@ def from_bytes(data: bytes, uri: str) -> State:
             raise DataError(
                 f"{uri} was written by another version of this job: choose a new run id"
             )
-        return State(arrays=arrays, **{**facts, "history": tuple(facts["history"])})
+        lists = {"history": tuple(facts["history"]), "made_by": tuple(facts.get("made_by", ()))}
+        return State(arrays=arrays, **{**facts, **lists})
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{uri} is no checkpoint of this job ({str(error)[:80]})") from error
 

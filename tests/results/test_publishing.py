@@ -108,18 +108,6 @@ def test_an_attempt_is_told_of_those_before_it(config: RunConfig) -> None:
         ]
 
 
-def test_an_attempt_is_told_what_those_before_it_computed_on(config: RunConfig) -> None:
-    """Known only some time after an attempt has begun, so that it lies in a record of its own."""
-    folder = RunFolder(config.place)
-    for number in (1, 2, 3):
-        claim(config, FINGERPRINT, CLUSTER, f"10:0{number}")
-    folder.devices(2).path.write_bytes(publishing.to_json({"attempt": 2, "threads": [4]}))
-    records = folder.claim(config, FINGERPRINT, {})
-    assert [record.get("threads") for record in records] == [None, [4], None, None]
-    assert [record["attempt"] for record in records] == [1, 2, 3, 4]
-    assert records[1]["pod"] == "mnist-x7"
-
-
 def test_of_many_attempts_the_newest_are_told(config: RunConfig, monkeypatch) -> None:
     monkeypatch.setattr(publishing, "_MAX_RECORDS", 3)
     for minute in range(5):

@@ -32,7 +32,7 @@ STATE = State(
     history=({"epoch": 1, "loss": 0.1 + 0.2},),
     train_seconds=1.5,
     epoch_seconds=0.25,
-    in_force={"tensorflow": "2.21.0", "devices": ["CPU"], "threads": [2, 2]},
+    made_by=({"attempt": 1, "tensorflow": "2.21.0", "devices": ["CPU"], "threads": [2, 2]},),
 )
 
 
@@ -303,7 +303,7 @@ def test_a_checkpoint_of_before_still_opens():
         )
     }
     state = from_bytes(safetensors.save({"w": np.zeros(3)}, header), "x")
-    assert (state.step, state.cores, state.in_force) == (7, 2, {})
+    assert (state.step, state.cores, state.made_by) == (7, 2, ())
 
 
 def test_the_same_state_saved_twice_is_one_checkpoint(tmp_path, checkpoints):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import free_ports
 
 from job.training.checkpoint import from_bytes
 
@@ -165,6 +166,34 @@ def test_threads_in_force_are_recorded(small_mnist, tmp_path, monkeypatch):
     process.communicate(timeout=60)
     [saved] = (tmp_path / "r" / "checkpoints").iterdir()
     state = from_bytes(saved.read_bytes(), str(saved))
-    assert (state.cores, state.in_force["threads"]) == (1, [1])
-    record = json.loads((tmp_path / "r" / "attempts" / "0001-devices.json").read_text())
-    assert record == {"attempt": 1, **state.in_force}
+    [maker] = state.made_by
+    assert (state.cores, maker["attempt"], maker["threads"]) == (1, 1, [1])
+
+
+@pytest.mark.slow
+def test_workers_say_which_threads_differ_and_keep_them(small_mnist, tmp_path):
+    """Sums of two workers have the bits of the threads that each has."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    flags = ["--epochs", "200", "--batch-size", "500"]
+
+    def begin(index: int, **variables: str) -> subprocess.Popen[str]:
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"TF_CONFIG": json.dumps(task), **variables}.items():
+                patch.setenv(name, value)
+            return start(small_mnist, tmp_path, "r", *flags)
+
+    chief, other = begin(0), begin(1, TF_NUM_INTRAOP_THREADS="1")
+    wait_for(chief, "epoch")
+    chief.send_signal(signal.SIGTERM)
+    chief.communicate(timeout=60)
+    told, _ = other.communicate(timeout=60)
+    [event] = [json.loads(line) for line in told.splitlines() if "threads_differ" in line]
+    cores = json.loads((tmp_path / "r" / "attempts" / "0001.json").read_text())["cores"]
+    assert (event["worker"], event["threads"], event["chief_threads"]) == (1, 1, cores)
+    pair = [begin(index) for index in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    assert not any("resumed_differently" in log for log in said)
+    records = json.loads((tmp_path / "r" / "metrics.json").read_text())["attempt_records"]
+    assert [record["threads"] for record in records] == [[cores, 1], [cores, 1]]
