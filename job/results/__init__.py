@@ -2,5 +2,6 @@
 
 `publishing` holds a run's folder and the order that its files appear in, `metrics.json` last.
 `weights` makes files of a model and back, `evaluation` scores of a model and a test set, and
-`inference` serves `evaluate` and `predict` from what was published.
+`inference` serves `evaluate` and `predict` from what was published. `metrics` words what is said
+of a run, and `provenance` what made it.
 """
