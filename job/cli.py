@@ -13,8 +13,8 @@ import typer
 from job import __version__, flags, storage
 from job.config import RunConfig, fresh_run_id, parse_data
 from job.errors import JobError, StoppedError, TemporaryError, UsageError
+from job.process import memory, verdict
 from job.process import preemption as signals
-from job.process import verdict
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
 from job.process.progress import Progress, write_line
@@ -265,6 +265,8 @@ def _run(arguments: Sequence[str] | None) -> tuple[int, dict[str, Any] | None]:
     except typer.TyperException as error:
         return _failed(_what_is_wrong(error), UsageError.exit_code)
     except Exception as error:  # noqa: BLE001  anything else is a bug, and says so
+        if (refused := memory.refusal(error, "give the job more memory")) is not None:
+            return _failed(str(refused), refused.exit_code)
         traceback.print_exc()
         return _failed(str(JobError(f"{_BUG} ({error!r})")), EXIT_BUG)
     if isinstance(ended, dict):

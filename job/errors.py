@@ -78,6 +78,6 @@ class StoppedError(JobError):
 
 
 class ClusterError(JobError):
-    """The environment or the configuration of the cluster is wrong."""
+    """The environment or the configuration of the cluster is wrong, or its memory too small."""
 
     exit_code = 78

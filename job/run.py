@@ -6,33 +6,32 @@ before that. The rooms that need TensorFlow are imported after it.
 
 import contextlib
 import os
-import platform
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from job import __version__, storage
+from job import storage
 from job.config import RunConfig
 from job.data import source
 from job.data.source import Dataset
-from job.errors import ConflictError, JobError, TemporaryError
-from job.process import runtime, verdict
+from job.errors import ConflictError, JobError, StoppedError, TemporaryError
+from job.process import memory, runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
-from job.results import metrics, publishing
+from job.results import metrics, provenance, publishing
 from job.results.publishing import RunFolder
 from job.storage import Place
 from job.training.checkpoint import Checkpoints, State
-from job.workers.cluster import Cluster
+from job.workers.cluster import Cluster, Workers
 
 if TYPE_CHECKING:
     import keras
 
     from job.results.evaluation import Scores
-    from job.training.strategy import Devices
     from job.workers.collectives import Collectives
 
 END_SECONDS = 5.0  # of the 30 that Kubernetes gives a pod to end
+COMPARE_SECONDS = 10.0  # for looking at the data of a run that is complete anyway
 
 
 def train_run(
@@ -49,36 +48,31 @@ def train_run(
     """
     folder = RunFolder(config.place)
     if (document := folder.finished(config)) is not None:
-        _check_data(document, config, progress)
+        _compare_data(document, config, progress)
         progress.event("already_complete", **metrics.summary(str(folder.place), document))
         return document
 
     watch = runtime.Stopwatch()
-    loading = runtime.beside(lambda: source.load(config.data_place))
-    with preemption.deferred():
-        runtime.prepare_tensorflow()
-        versions = runtime.import_tensorflow()
+    loading = runtime.beside(lambda: source.load(config.data_place, progress.beat))
+    versions = _import_tensorflow(preemption, progress)
     import_seconds = watch.lap()
     dataset = loading.result()
     config.check_examples(len(dataset.x_train))
     progress.event("data_loaded", **dataset.facts())
-    state = _state_to_begin_with(config, dataset, cluster)
-    facts = _facts(config, cluster, versions, state.cores)
-    attempts = _claim(folder, config, dataset, cluster, facts, progress)
-    attempt = attempts[-1]["attempt"] if attempts else 0
-    with _leaving_a_verdict(folder, attempt, progress):
+    attempt = _claim(folder, config, dataset, cluster, versions, progress)
+    with _leaving_a_verdict(attempt, progress), memory.explained(_less_memory(config)):
         checkpoints = Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress)
-        if attempt > 1:
-            state = _restore(checkpoints, state, progress)
+        start = _where_to_begin(attempt, checkpoints, config, dataset, cluster.workers, progress)
         load_seconds = watch.lap()
         with preemption.deferred():
-            net, collectives, devices = _prepare(
-                config, dataset, cluster, state, preemption, progress
+            net, collectives, in_force = _prepare(
+                config, dataset, cluster.workers, attempt, start, preemption, progress
             )
+        start = _made_by(attempt, in_force, start, progress)
         from job.training import train  # noqa: PLC0415
 
         trained = train.train(
-            net, dataset, config, collectives, checkpoints, state, preemption, progress
+            net, dataset, config, collectives, checkpoints, start, preemption, progress
         )
         if not collectives.is_chief:
             collectives.wait()  # until the chief has published: what it can't do, all do again
@@ -87,7 +81,7 @@ def train_run(
 
         watch.lap()
         with preemption.deferred():
-            scores, files = _score(net, dataset, folder)
+            scores, files = _score(net, dataset, folder, progress)
         evaluate_seconds = watch.lap()
         progress.beat()
         artifacts = folder.publish(files)
@@ -96,8 +90,8 @@ def train_run(
         document = metrics.document(
             config=config,
             dataset=dataset,
-            attempts=attempts,
-            environment=_environment(devices, facts, cluster),
+            attempts=attempt.records(start.made_by),
+            environment=provenance.environment(attempt.facts, in_force),
             parameters=net.count_params(),
             trained=trained,
             scores=scores,
@@ -112,16 +106,40 @@ def train_run(
     return document
 
 
-def _check_data(document: dict[str, Any], config: RunConfig, progress: Progress) -> None:
-    """See that a complete run was made of what lies at `config.data` now, if that can be seen.
+@dataclass(frozen=True)
+class _Attempt:
+    """One attempt at the run, as this worker sees it."""
+
+    folder: RunFolder
+    number: int
+    """Counts from 1; 0 for a worker that isn't the chief."""
+    facts: dict[str, Any]
+    """Who began it, when, and with what."""
+    before: list[dict[str, Any]]
+    """Records of the attempts before."""
+
+    def records(self, made_by: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
+        """Return the records of all attempts, this one last, with what the run's makers had."""
+        makers = {maker["attempt"]: maker for maker in made_by}
+        all_of_them = [*self.before, {"attempt": self.number, **self.facts}]
+        return [record | makers.get(record["attempt"], {}) for record in all_of_them]
+
+
+def _compare_data(document: dict[str, Any], config: RunConfig, progress: Progress) -> None:
+    """See that a complete run was made of what lies at `config.data` now, if that is soon seen.
 
     Raises:
         ConflictError: it was made of other data.
     """
+    loading = runtime.beside(lambda: source.load(config.data_place))
     try:
-        fingerprint = source.load(config.data_place).fingerprint
-    except JobError as error:  # published is published, even where the data is gone
-        progress.event("data_not_compared", reason=str(error))
+        fingerprint = loading.result(COMPARE_SECONDS).fingerprint
+    except StoppedError:
+        raise
+    except Exception as error:  # noqa: BLE001  published is published, whatever became of the data
+        late = isinstance(error, TimeoutError)
+        reason = f"reading them takes over {COMPARE_SECONDS:g} s" if late else str(error)
+        progress.event("data_not_compared", reason=reason or repr(error))
         return
     if document.get("data", {}).get("fingerprint") != fingerprint:
         raise ConflictError(
@@ -130,27 +148,13 @@ def _check_data(document: dict[str, Any], config: RunConfig, progress: Progress)
         )
 
 
-def _state_to_begin_with(config: RunConfig, dataset: Dataset, cluster: Cluster) -> State:
-    cores = runtime.available_cores(container_limit=cluster.cpu_limit)
-    return State({"config": config.digest, "data": dataset.fingerprint}, cores)
-
-
-def _facts(
-    config: RunConfig, cluster: Cluster, versions: dict[str, str], cores: int
-) -> dict[str, Any]:
-    """Return who begins an attempt, when, and with what, for its record."""
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "job_version": __version__,
-        "git_commit": runtime.git_commit(os.environ),
-        "python": platform.python_version(),
-        **versions,
-        "platform": runtime.platform_name(),
-        "cores": cores,
-        "strategy": config.strategy,
-        "workers": cluster.workers.count,
-        **cluster.names,
-    }
+def _import_tensorflow(preemption: Preemption, progress: Progress) -> dict[str, str]:
+    """Import TensorFlow and Keras, and return their versions."""
+    with preemption.deferred():
+        runtime.prepare_tensorflow()
+        versions = runtime.import_tensorflow()
+    progress.beat()
+    return versions
 
 
 def _claim(
@@ -158,36 +162,28 @@ def _claim(
     config: RunConfig,
     dataset: Dataset,
     cluster: Cluster,
-    facts: dict[str, Any],
+    versions: dict[str, str],
     progress: Progress,
-) -> list[dict[str, Any]]:
-    """Return the records of all attempts at the run, this one last; the chief alone has any."""
+) -> _Attempt:
+    """Write down that an attempt begins; of several workers the chief does."""
+    facts = provenance.begun(config, cluster, versions)
     if not cluster.workers.is_chief:
-        return []
-    attempts = folder.claim(config, dataset.fingerprint, facts)
-    progress.event("attempt_started", run=str(folder.place), attempt=attempts[-1]["attempt"])
-    return attempts
-
-
-def _restore(checkpoints: Checkpoints, state: State, progress: Progress) -> State:
-    """Return the newest state of the run that verifies, or `state` if none was saved."""
-    restored = checkpoints.restore(state.owner)
-    if restored is None:
-        return state
-    progress.event("resumed", step=restored.step, cores=restored.cores)
-    return restored
+        return _Attempt(folder, 0, facts, [])
+    *before, mine = folder.claim(config, dataset.fingerprint, facts)
+    progress.event("attempt_started", run=str(folder.place), attempt=mine["attempt"])
+    return _Attempt(folder, mine["attempt"], facts, before)
 
 
 @contextlib.contextmanager
-def _leaving_a_verdict(folder: RunFolder, attempt: int, progress: Progress) -> Iterator[None]:
+def _leaving_a_verdict(attempt: _Attempt, progress: Progress) -> Iterator[None]:
     """Write beside the attempt how it ended if it fails or is stopped: a pod's log goes with it."""
     try:
         yield
     except BaseException as error:
-        if attempt:
-            record = publishing.to_json(verdict.of_error(error))
+        if attempt.number:
+            place, record = attempt.folder.end(attempt.number), verdict.of_error(error)
             # Aside, and not for long: SIGKILL follows SIGTERM, and a store may not answer.
-            writing = runtime.beside(lambda: storage.create(folder.end(attempt), record))
+            writing = runtime.beside(lambda: storage.create(place, publishing.to_json(record)))
             try:
                 writing.result(END_SECONDS)
             except (JobError, TimeoutError) as lost:
@@ -195,24 +191,63 @@ def _leaving_a_verdict(folder: RunFolder, attempt: int, progress: Progress) -> I
         raise
 
 
+def _less_memory(config: RunConfig) -> str:
+    return f"lower --batch-size, now {config.batch_size:,}, or give the job more memory"
+
+
+def _where_to_begin(
+    attempt: _Attempt,
+    checkpoints: Checkpoints,
+    config: RunConfig,
+    dataset: Dataset,
+    workers: Workers,
+    progress: Progress,
+) -> State:
+    """Return the newest state of the run that verifies, or one of step 0 if none was saved.
+
+    Workers other than the chief are given its state later, and look only for the threads they had.
+    """
+    owner = {"config": config.digest, "data": dataset.fingerprint}
+    fresh = State(owner, runtime.wanted_threads(os.environ, attempt.facts["cores"]))
+    if attempt.number == 1:
+        return fresh
+    if not workers.is_chief:
+        with contextlib.suppress(JobError):  # the chief says what is wrong with a checkpoint
+            if (saved := checkpoints.restore(owner)) is not None:
+                threads = saved.made_by[-1]["threads"] if saved.made_by else []
+                known = len(threads) == workers.count
+                return replace(fresh, cores=threads[workers.index] if known else saved.cores)
+        return fresh
+    restored = checkpoints.restore(owner)
+    if restored is None:
+        return fresh
+    progress.event("resumed", step=restored.step, cores=restored.cores)
+    return restored
+
+
 def _prepare(
     config: RunConfig,
     dataset: Dataset,
-    cluster: Cluster,
-    state: State,
+    workers: Workers,
+    attempt: _Attempt,
+    start: State,
     preemption: Preemption,
     progress: Progress,
-) -> tuple["keras.Model", "Collectives", "Devices"]:
-    """Choose the devices, make the model on them, and connect to the other workers."""
-    runtime.limit_threads(state.cores)
+) -> tuple["keras.Model", "Collectives", dict[str, Any]]:
+    """Choose the devices, make the model on them, and connect to the other workers.
+
+    Returns:
+        The model, the workers, and what the bits of the run depend on beside config and data.
+    """
+    runtime.limit_threads(start.cores)
     from job.training import model, strategy  # noqa: PLC0415
     from job.workers.collectives import Collectives  # noqa: PLC0415
 
     progress.beat()
-    chosen = strategy.choose(config.strategy, cluster.workers, require_gpu=config.require_gpu)
+    chosen = strategy.choose(config.strategy, workers, require_gpu=config.require_gpu)
     preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow
     devices = strategy.describe(chosen)
-    progress.event("device_chosen", devices=list(devices.devices), cores=state.cores)
+    progress.event("device_chosen", devices=list(devices.devices), cores=start.cores)
     with chosen.scope():
         net = model.build(
             config.model,
@@ -221,33 +256,38 @@ def _prepare(
             seed=config.seed,
             precision=config.precision,
         )
-    collectives = Collectives(chosen, cluster.workers)
+    collectives = Collectives(chosen, workers)
     collectives.check_alike("data", dataset.fingerprint)
-    return net, collectives, devices
+    mine = [start.cores if index == workers.index else 0 for index in range(workers.count)]
+    threads = [int(count) for count in collectives.total(mine)]
+    if start.cores != threads[0]:
+        progress.event(
+            "threads_differ", worker=workers.index, threads=start.cores, chief_threads=threads[0]
+        )
+    return net, collectives, provenance.in_force(attempt.facts, devices, threads)
+
+
+def _made_by(
+    attempt: _Attempt, in_force: dict[str, Any], start: State, progress: Progress
+) -> State:
+    """Return `start` as that of this attempt too, having told what changed since it was saved."""
+    before = start.made_by[-1] if start.made_by else {}
+    if start.step and (changed := provenance.changes(before, in_force)):
+        progress.event("resumed_differently", changes=changed)
+    return replace(start, made_by=(*start.made_by, {"attempt": attempt.number, **in_force}))
 
 
 def _score(
-    net: "keras.Model", dataset: Dataset, folder: RunFolder
+    net: "keras.Model", dataset: Dataset, folder: RunFolder, progress: Progress
 ) -> tuple["Scores", dict[Place, bytes]]:
     """Return the scores of what will be published, and its files."""
     from job.results import evaluation, weights  # noqa: PLC0415
     from job.training import model  # noqa: PLC0415
 
     plain = model.in_float32(net)
-    scores = evaluation.evaluate(plain, dataset.x_test, dataset.y_test)
+    scores = evaluation.evaluate(plain, dataset.x_test, dataset.y_test, progress.beat)
     final = model.with_probabilities(plain)
     return scores, {
         folder.weights: weights.to_hdf5(final),
         folder.archive: weights.to_keras_archive(final),
-    }
-
-
-def _environment(devices: "Devices", facts: dict[str, Any], cluster: Cluster) -> dict[str, Any]:
-    """Return what the run really ran on, for its metrics."""
-    return {
-        **{name: value for name, value in facts.items() if name != "started"},
-        "strategy": devices.strategy,
-        "workers": cluster.workers.count,
-        "replicas": devices.replicas,
-        "devices": list(devices.devices),
     }

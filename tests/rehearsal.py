@@ -67,6 +67,7 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
             history=(),
             compile_seconds=0.0,
             train_seconds=0.0,
+            attempt_train_seconds=0.0,
             images_per_second=0.0,
         )
 
@@ -74,7 +75,9 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
     devices = SimpleNamespace(
         tensorflow="0", keras="0", strategy="none", replicas=1, devices=("none",)
     )
-    collectives = SimpleNamespace(is_chief=True, check_alike=lambda *_: None, wait=lambda: None)
+    collectives = SimpleNamespace(
+        is_chief=True, check_alike=lambda *_: None, wait=lambda: None, total=list
+    )
     chosen = SimpleNamespace(scope=contextlib.nullcontext)
     content: dict[str, dict[str, Any]] = {
         "training.train": {"train": train},

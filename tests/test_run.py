@@ -4,13 +4,14 @@ import hashlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 from conftest import REPOSITORY
 
-from job.errors import OutputError, StoppedError
+from job.errors import CredentialsError, OutputError, StoppedError
 from job.results import publishing
 
 SCHEMA = json.loads((REPOSITORY / "job/assets/metrics.schema.json").read_text())
@@ -335,16 +336,249 @@ def test_other_sizes_and_classes_are_inferred(tmp_path, command, channels):
     assert "test accuracy: 1.0000" in scored.out
 
 
-def test_loss_that_is_no_number_is_not_published(small_mnist, tmp_path, command, monkeypatch):
+def test_loss_that_is_no_number_is_not_published(small_mnist, tmp_path, command):
+    flags = ["--data", small_mnist, "--output", tmp_path, "--run-id", "diverged", "--epochs", 2]
+    diverged = command("train", *flags, "--learning-rate", 10, "--weight-decay", 10)
+    assert diverged.code == 64
+    assert "the loss became nan in epoch 1: --learning-rate 10" in diverged.err
+    assert "--weight-decay 10" in diverged.err
+    assert not (tmp_path / "diverged" / "metrics.json").exists()
+
+
+def test_a_learning_rate_that_is_not_to_blame_is_not_blamed(
+    small_mnist, tmp_path, command, monkeypatch
+):
+    """A machine whose memory or GPU is faulty, say."""
     import numpy as np
 
+    from job.training.loop import Loop
+
+    monkeypatch.setattr(Loop, "means", lambda *_: (np.nan, 0.1))
+    flags = ["--data", small_mnist, "--output", tmp_path, "--epochs", 1]
+    failed = command("train", *flags, "--run-id", "plain")
+    assert failed.code == 70
+    assert "no flag explains that (--learning-rate is 0.003)" in failed.err
+    coarse = command("train", *flags, "--run-id", "coarse", "--precision", "mixed_bfloat16")
+    assert coarse.code == 64
+    assert "--precision mixed_bfloat16 is too coarse" in coarse.err
+    assert "--learning-rate" not in coarse.err
+
+
+@pytest.fixture
+def begin(small_mnist, tmp_path, command, monkeypatch):
+    """Return a function that stops the run `r` after some chunks, or lets it finish."""
+    from job.process.preemption import Preemption
     from job.training import train
 
-    monkeypatch.setattr(
-        train, "learning_rates", lambda *asked: np.full(asked[-1], np.inf, np.float32)
+    monkeypatch.setattr(train, "CHUNK_SECONDS", 1e-9)  # a step a chunk
+
+    def run(chunks=0):
+        left = [chunks]
+
+        def reason(*_):
+            left[0] -= 1
+            return StoppedError("enough") if left[0] == 0 else None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Preemption, "reason", reason)
+            flags = ["--data", small_mnist, "--epochs", 1, "--batch-size", 100, "--log", "json"]
+            ended = command("train", *flags, "--output", tmp_path, "--run-id", "r")
+        assert ended.code == (143 if chunks else 0), ended.err
+        return {event["event"]: event for event in map(json.loads, ended.out.splitlines())}
+
+    return run
+
+
+def test_a_resume_with_other_versions_or_devices_says_so(begin, tmp_path, monkeypatch):
+    from job.process import runtime
+    from job.training import strategy
+
+    begin(3)
+    with monkeypatch.context() as patch:
+        describe = strategy.describe
+        others = {"devices": ("Other GPU",), "strategy": "gpu"}
+        patch.setattr(strategy, "describe", lambda chosen: replace(describe(chosen), **others))
+        patch.setattr(runtime, "import_tensorflow", lambda: {"tensorflow": "9", "keras": "8"})
+        events = begin(2)
+    versions = [read_attempt(tmp_path, 1)[name] for name in ("tensorflow", "keras")]
+    assert events["resumed_differently"]["level"] == "warning"
+    assert events["resumed_differently"]["changes"] == {
+        "tensorflow": [versions[0], "9"],
+        "keras": [versions[1], "8"],
+        "devices": [["CPU"], ["Other GPU"]],
+        "strategy": ["cpu", "gpu"],
+    }
+    events = begin()  # compared with the attempt before, not with the first
+    assert events["resumed_differently"]["changes"]["devices"] == [["Other GPU"], ["CPU"]]
+    metrics = read(tmp_path / "r")
+    jsonschema.Draft202012Validator(SCHEMA).validate(metrics)
+    assert [record["tensorflow"] for record in metrics["attempt_records"]] == [
+        versions[0],
+        "9",
+        versions[0],
+    ]
+    devices = [record["devices"] for record in metrics["attempt_records"]]
+    assert devices == [["CPU"], ["Other GPU"], ["CPU"]]
+    assert metrics["environment"]["devices"] == ["CPU"]
+
+
+def test_an_attempt_that_saved_nothing_is_listed_without_devices(begin, tmp_path, monkeypatch):
+    from job.training import train
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", lambda *_: 1 / 0)
+        with pytest.raises(AssertionError, match="ZeroDivisionError"):
+            begin()
+    begin()
+    metrics = read(tmp_path / "r")
+    jsonschema.Draft202012Validator(SCHEMA).validate(metrics)
+    assert ["threads" in record for record in metrics["attempt_records"]] == [False, True]
+
+
+def read_attempt(output: Path, number: int) -> dict:
+    return json.loads((output / "r" / "attempts" / f"{number:04}.json").read_text())
+
+
+def test_a_resume_in_the_same_place_has_nothing_to_say(begin):
+    begin(3)
+    events = begin()
+    assert "resumed" in events
+    assert "resumed_differently" not in events
+
+
+def test_a_resume_tells_its_own_time_from_that_of_all(begin, tmp_path):
+    begin(15)
+    events = begin()
+    timing = read(tmp_path / "r")["timing"]
+    assert 0 < timing["attempt_train_seconds"] < timing["train_seconds"]
+    stages = ("import", "load", "compile", "attempt_train", "evaluate", "publish")
+    assert sum(timing[f"{stage}_seconds"] for stage in stages) <= timing["total_seconds"]
+    for event in (events["complete"], begin()["already_complete"]):
+        assert event["attempts"] == 2
+        assert event["attempt_train_seconds"] == timing["attempt_train_seconds"]
+
+
+def test_metrics_of_before_still_have_a_closing_line(trained):
+    from job.results import metrics
+
+    document = read(trained)
+    del document["timing"]["attempt_train_seconds"]
+    assert metrics.summary("runs/r", document)["attempt_train_seconds"] is None
+
+
+def test_a_checkpoint_of_before_goes_on_and_says_what_is_not_known(begin, tmp_path):
+    """One that holds no versions, devices and threads."""
+    from job.training.checkpoint import from_bytes, to_bytes
+
+    begin(3)
+    [saved] = (tmp_path / "r" / "checkpoints").iterdir()
+    old = to_bytes(replace(from_bytes(saved.read_bytes(), "x"), made_by=()))
+    saved.unlink()
+    name = f"{saved.name[:10]}-{hashlib.sha256(old).hexdigest()}.safetensors"
+    saved.with_name(name).write_bytes(old)
+    changes = begin()["resumed_differently"]["changes"]
+    assert {before for before, _ in changes.values()} == {None}
+    assert read(tmp_path / "r")["train"]["resumed_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("had", "takes"), [(({"threads": [2, 5]},), 5), (({"threads": [7]},), 7), ((), 7)]
+)
+def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monkeypatch, had, takes):
+    from io import StringIO
+    from types import SimpleNamespace
+
+    from job import run
+    from job.config import RunConfig
+    from job.process.progress import Progress
+    from job.storage import Place
+    from job.training.checkpoint import Checkpoints, State
+    from job.workers.cluster import Workers
+
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    config = RunConfig(run_id="r", output=str(tmp_path))
+    dataset = SimpleNamespace(fingerprint="f")
+    attempt = run._Attempt(publishing.RunFolder(config.place), 0, {"cores": 3}, [])
+    workers = Workers(("a:1", "b:1"), 1)
+    progress = Progress("json", StringIO())
+    checkpoints = Checkpoints(Place.of(tmp_path / "checkpoints"), 0, progress)
+
+    def begins() -> State:
+        return run._where_to_begin(attempt, checkpoints, config, dataset, workers, progress)
+
+    assert begins().cores == 3  # nothing was saved
+    owner = {"config": config.digest, "data": "f"}
+    Checkpoints(Place.of(tmp_path / "checkpoints"), 0, progress).save(
+        State(owner, cores=7, step=4, made_by=had)
     )
-    flags = ["--data", small_mnist, "--output", tmp_path, "--run-id", "diverged"]
-    diverged = command("train", *flags)
-    assert diverged.code == 64
-    assert "--learning-rate" in diverged.err
-    assert not (tmp_path / "diverged" / "metrics.json").exists()
+    assert (begins().cores, begins().step) == (takes, 0)
+
+
+def test_loading_and_scoring_beat_between_their_pieces(small_mnist, tmp_path, command, monkeypatch):
+    import os
+
+    from job.data import source
+    from job.results import evaluation
+
+    file, moved = tmp_path / "alive", {}
+
+    def noticed(name, work):
+        def wrapped(*arguments):
+            *given, beat = arguments
+
+            def counted():
+                os.utime(file, (0, 0))
+                beat()
+                moved[name] = moved.get(name, 0) + (file.stat().st_mtime > 0)
+
+            return work(*given, counted)
+
+        return wrapped
+
+    monkeypatch.setattr(source, "load", noticed("load", source.load))
+    monkeypatch.setattr(evaluation, "evaluate", noticed("evaluate", evaluation.evaluate))
+    monkeypatch.setattr(evaluation, "MOST_EXAMPLES", 100)
+    flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--liveness-file", file]
+    assert command("train", *flags).code == 0
+    assert moved == {"load": 7, "evaluate": 6}  # opened, two parts, four arrays; 505 images
+
+
+def test_a_complete_run_waits_little_for_its_data(trained, small_mnist, command, monkeypatch):
+    import threading
+    import time
+
+    from job import run
+    from job.data import source
+
+    never = threading.Event()
+    monkeypatch.setattr(run, "COMPARE_SECONDS", 0.2)
+    flags = ["--data", small_mnist, "--epochs", 2, "--output", trained.parent]
+    with monkeypatch.context() as patch:
+        patch.setattr(source, "load", lambda *_: never.wait(30))
+        began = time.monotonic()
+        slow = command("train", *flags, "--run-id", "trained")
+    never.set()
+    assert time.monotonic() - began < 10
+    assert slow.code == 0
+    assert '"reason": "reading them takes over 0.2 s"' in slow.out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [CredentialsError("no credentials"), MemoryError(), ZeroDivisionError("a bug")],
+    ids=lambda error: type(error).__name__,
+)
+def test_data_that_cannot_be_read_fail_no_complete_run(
+    trained, small_mnist, command, monkeypatch, error
+):
+    from job.data import source
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(source, "load", fail)
+    flags = ["--data", small_mnist, "--epochs", 2, "--output", trained.parent]
+    done = command("train", *flags, "--run-id", "trained")
+    assert done.code == 0
+    assert '"event": "data_not_compared"' in done.out
+    assert '"event": "already_complete"' in done.out

@@ -6,6 +6,7 @@ anything inflates.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,11 +73,16 @@ class Dataset:
         }
 
 
-def load(place: Place) -> Dataset:
+def _say_nothing() -> None:
+    pass
+
+
+def load(place: Place, beat: Callable[[], None] = _say_nothing) -> Dataset:
     """Return the data set at `place`, checked.
 
     There lies the embedded copy, or an .npz file with the arrays x_train, y_train, x_test and
     y_test, or a folder with the four IDX files under the names MNIST gave them, each plain or .gz.
+    `beat` is called after each file and each array, as a sign of life.
 
     Raises:
         DataError: it is damaged, or is not a data set this job can train on.
@@ -86,16 +92,19 @@ def load(place: Place) -> Dataset:
     if place == EMBEDDED:
         stored = from_npz(str(place), _embedded(), ARRAY_NAMES)
     elif storage.is_folder(place):
-        stored = _idx_files(place)
+        stored = _idx_files(place, beat)
     else:
         stored = from_npz(str(place), storage.read_cached(place, MAX_FILE_BYTES), ARRAY_NAMES)
     x_train, y_train, x_test, y_test = stored
     examples.check_claims(x_train, y_train, x_test, y_test)
     _check_total(place, stored)
+    beat()
     train = examples.pixels(x_train), examples.labels(y_train)
+    beat()
     test = examples.pixels(x_test), examples.labels(y_test)
+    beat()
     _check_classes(y_train, train[1], y_test, test[1])
-    return Dataset(str(place), *train, *test, fingerprint=_fingerprint(*train, *test))
+    return Dataset(str(place), *train, *test, fingerprint=_fingerprint(*train, *test, beat=beat))
 
 
 def _embedded() -> bytes:
@@ -114,11 +123,12 @@ def _embedded() -> bytes:
     return data
 
 
-def _idx_files(folder: Place) -> list[StoredArray]:
+def _idx_files(folder: Place, beat: Callable[[], None]) -> list[StoredArray]:
     stored: list[StoredArray] = []
     for array_name, stem in zip(ARRAY_NAMES, _IDX_FILES, strict=True):
         stored.append(_idx_file(folder, array_name, stem))
         _check_total(folder, stored)  # each time, since the files read so far stay in memory
+        beat()
     return stored
 
 
@@ -164,10 +174,11 @@ def _check_classes(train: StoredArray, y_train: Labels, test: StoredArray, y_tes
         )
 
 
-def _fingerprint(*arrays: NDArray[Any]) -> str:
+def _fingerprint(*arrays: NDArray[Any], beat: Callable[[], None]) -> str:
     digest = hashlib.sha256()
     for name, array in zip(ARRAY_NAMES, arrays, strict=True):
         digest.update(f"{name} {array.shape}\n".encode())
         # Little-endian whatever the machine, so that the fingerprint is the same everywhere.
         digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+        beat()
     return digest.hexdigest()

@@ -2,5 +2,6 @@
 
 `runtime` prepares threads, imports and clocks; `preemption` turns signals and time limits into a
 stop that loses nothing; `progress` says what happens, to people or as JSON; `liveness` shows that
-something happens at all; `verdict` tells Kubernetes how it ended.
+something happens at all; `memory` explains that it ran out; `verdict` tells Kubernetes how it
+ended.
 """

@@ -91,10 +91,43 @@ def _resumed(details: Mapping[str, Any]) -> str:
     return f"resumed    after step {details['step']:,}, with {details['cores']} threads as before"
 
 
+def _resumed_differently(details: Mapping[str, Any]) -> str:
+    changes = ", ".join(
+        f"{name} {'unknown' if before is None else _flat(before)} -> {_flat(now)}"
+        for name, (before, now) in details["changes"].items()
+    )
+    return f"warning    resumed with changes: {changes}; the result may differ in its last bits"
+
+
+def _flat(value: Any) -> str:
+    return " + ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _threads_differ(details: Mapping[str, Any]) -> str:
+    return (
+        f"warning    worker {details['worker']} computes with {details['threads']} threads, the "
+        f"chief with {details['chief_threads']}: give all workers the same cores, or set "
+        "TF_NUM_INTRAOP_THREADS, for results that can be repeated to the bit"
+    )
+
+
 def _retry(details: Mapping[str, Any]) -> str:
     return (
         f"warning    {details['request']}: {details['reason']}; try {details['attempt']} of "
         f"{details['attempts']} in {details['wait_seconds']:.1f} s"
+    )
+
+
+def _times(details: Mapping[str, Any]) -> str:
+    """Tell the time of the last attempt from that which all of them trained for."""
+    total, train = details["total_seconds"], details["train_seconds"]
+    if details["attempts"] == 1:
+        return f"{total:.1f} s, {train:.1f} s of them in the training loop"
+    mine = details["attempt_train_seconds"]
+    share = "" if mine is None else f", {mine:.1f} s of them in the training loop"
+    return (
+        f"{total:.1f} s for attempt {details['attempts']}{share}; all attempts together trained "
+        f"for {train:.1f} s"
     )
 
 
@@ -106,10 +139,7 @@ def _complete(details: Mapping[str, Any]) -> str:
             f"accuracy   {details['accuracy']:.4f} on {details['examples']:,} test images "
             f"(95 % interval {low:.4f} to {high:.4f})"
         ),
-        (
-            f"time       {details['total_seconds']:.1f} s, {details['train_seconds']:.1f} s of "
-            "them in the training loop"
-        ),
+        (f"time       {_times(details)}"),
         f"files      {details['run']}/",
         *(f"             {path}" for path in details["files"]),
     ]
@@ -125,6 +155,7 @@ def _already_complete(details: Mapping[str, Any]) -> str:
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
     *("storage_retry", "cache_skipped", "other_data", "data_not_compared"),
+    *("resumed_differently", "threads_differ"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -135,6 +166,8 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "compiled": _compiled,
     "epoch": _epoch,
     "resumed": _resumed,
+    "resumed_differently": _resumed_differently,
+    "threads_differ": _threads_differ,
     "checkpoint_saved": lambda _: "",  # no news to a person
     "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
     "checkpoint_kept": lambda details: f"warning    an old checkpoint stays: {details['reason']}",

@@ -20,6 +20,7 @@ from typing import TypeVar
 from job.errors import ClusterError
 
 MEBIBYTE = 1024 * 1024
+_THREADS = "TF_NUM_INTRAOP_THREADS"  # that share the work of one operation, or of one XLA program
 Result = TypeVar("Result")
 
 
@@ -56,13 +57,20 @@ def prepare_tensorflow() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".lstrip()
 
 
-def limit_threads(cores: int) -> None:
-    """Let TensorFlow compute with `cores` threads. Call before it first computes.
+def wanted_threads(environment: Mapping[str, str], cores: int) -> int:
+    """Return how many threads to compute with: TensorFlow's own variable says, else one a core."""
+    text = environment.get(_THREADS, "")
+    return int(text) if text.isdecimal() and int(text) > 0 else cores
 
-    It counts cores by affinity, and would start 64 threads in a pod limited to 2.
+
+def limit_threads(threads: int) -> None:
+    """Let TensorFlow compute with `threads` threads. Call before it first computes.
+
+    It counts cores by affinity, and would start 64 threads in a pod limited to 2. Its variable is
+    set whatever it was, since a run that goes on needs the threads that it began with.
     """
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", str(cores))
-    os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(cores))
+    os.environ[_THREADS] = str(threads)
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(threads))  # no sum depends on these
 
 
 def beside(work: Callable[[], Result]) -> "Future[Result]":
@@ -217,6 +225,18 @@ def git_commit(environment: Mapping[str, str]) -> str | None:
 def platform_name() -> str:
     """Return the operating system and machine, such as `Linux-6.1-x86_64`."""
     return f"{platform.system()}-{platform.release()}-{platform.machine()}"
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor, such as `Intel(R) Xeon(R) Processor`: XLA compiles for the one it has.
+
+    Where the system doesn't tell, it is the kind of machine.
+    """
+    try:
+        line = cpuinfo.read_text(errors="replace").partition("model name")[2].partition("\n")[0]
+    except OSError:
+        line = ""
+    return " ".join(line.lstrip("\t :").split()) or platform.machine()
 
 
 _IMPORTED = time.time()  # the best guess at our start where there is no /proc

@@ -1,6 +1,7 @@
 """Model + labelled images -> scores. Every example counts, the last partial batch too."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
@@ -16,6 +17,10 @@ ACTIVATION_BYTES = 64 * MEBIBYTE  # of all layers for one batch: a fraction of w
 MOST_EXAMPLES = 1_000  # more at once are no faster
 CALIBRATION_BINS = 15  # as in Guo et al., "On calibration of modern neural networks", 2017
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
+
+
+def _say_nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,10 @@ class Scores:
 
 
 def evaluate(
-    model: keras.Model, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32]
+    model: keras.Model,
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.int32],
+    beat: Callable[[], None] = _say_nothing,
 ) -> Scores:
     """Score `model` on all of `images`.
 
@@ -59,11 +67,12 @@ def evaluate(
         model: logits model.
         images: uint8, shape (examples, *image_shape); at least one.
         labels: int32, shape (examples,), each below the model's number of classes.
+        beat: called after each batch, as a sign of life.
 
     Raises:
         DataError: the model's outputs are no numbers to score.
     """
-    logits = predict_logits(model, images)
+    logits = predict_logits(model, images, beat)
     classes = logits.shape[1]
     log_probabilities = log_softmax(logits)
     predicted = logits.argmax(axis=1)
@@ -84,8 +93,12 @@ def evaluate(
     )
 
 
-def predict_logits(model: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+def predict_logits(
+    model: keras.Model, images: npt.NDArray[np.uint8], beat: Callable[[], None] = _say_nothing
+) -> npt.NDArray[np.float64]:
     """Return the logits of `images` (uint8, (examples, *image_shape)): (examples, classes).
+
+    Calls `beat` after each batch.
 
     Raises:
         DataError: some are not finite.
@@ -98,7 +111,10 @@ def predict_logits(model: keras.Model, images: npt.NDArray[np.uint8]) -> npt.NDA
     def forward(batch: tf.Tensor) -> tf.Tensor:
         return model(tf.cast(batch, tf.float32) * PIXEL_SCALE, training=False)
 
-    batches = [forward(images[start : start + batch]) for start in range(0, len(images), batch)]
+    batches = []
+    for start in range(0, len(images), batch):
+        batches.append(forward(images[start : start + batch]).numpy())
+        beat()
     logits = np.concatenate(batches).astype(np.float64)
     if bad := int((~np.isfinite(logits)).any(axis=1).sum()):
         raise DataError(

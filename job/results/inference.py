@@ -92,7 +92,8 @@ class Published:
         """
         runtime.prepare_tensorflow()
         place = Cluster.from_environment(os.environ, together=False)
-        runtime.limit_threads(runtime.available_cores(container_limit=place.cpu_limit))
+        cores = runtime.available_cores(container_limit=place.cpu_limit)
+        runtime.limit_threads(runtime.wanted_threads(os.environ, cores))
         runtime.import_tensorflow()
         from job.results import weights  # noqa: PLC0415
         from job.training import model, strategy  # noqa: PLC0415

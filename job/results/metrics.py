@@ -77,6 +77,7 @@ def document(
             "load_seconds": seconds.loading,
             "compile_seconds": trained.compile_seconds,
             "train_seconds": trained.train_seconds,
+            "attempt_train_seconds": trained.attempt_train_seconds,
             "evaluate_seconds": seconds.evaluating,
             "publish_seconds": seconds.publishing,
             "total_seconds": used.wall_seconds,
@@ -101,6 +102,9 @@ def summary(run: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "examples": test["examples"],
         "total_seconds": timing["total_seconds"],
         "train_seconds": timing["train_seconds"],
+        # One who published before this was told apart can only name the whole.
+        "attempt_train_seconds": timing.get("attempt_train_seconds"),
+        "attempts": metrics.get("attempts", 1),
         "images_per_second": timing["images_per_second"],
         "files": [*(artifact["path"] for artifact in metrics["artifacts"]), "metrics.json"],
     }

@@ -48,6 +48,9 @@ class State:
     """Time in the training loop, over all attempts."""
     epoch_seconds: float = 0.0
     """Of that, in the epoch under way."""
+    made_by: tuple[dict[str, Any], ...] = ()
+    """The attempts whose work is in it, oldest first: each its number, versions, devices and
+    threads. Empty from a job that didn't write them down."""
 
     def after(self, steps: int, seconds: float) -> "State":
         """Return the state some steps and seconds later, its arrays not taken yet."""
@@ -91,7 +94,8 @@ def from_bytes(data: bytes, uri: str) -> State:
             raise DataError(
                 f"{uri} was written by another version of this job: choose a new run id"
             )
-        return State(arrays=arrays, **{**facts, "history": tuple(facts["history"])})
+        lists = {"history": tuple(facts["history"]), "made_by": tuple(facts.get("made_by", ()))}
+        return State(arrays=arrays, **{**facts, **lists})
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{uri} is no checkpoint of this job ({str(error)[:80]})") from error
 
@@ -138,8 +142,16 @@ class Checkpoints:
         return None
 
     def offer(self, state: Callable[[], State]) -> None:
-        """Write `state()` in the background if that is due and the last one is written."""
+        """Write `state()` in the background if that is due and the last one is written.
+
+        One that can't be written is given up, and the log says so.
+
+        Raises:
+            Exception: the last one met a bug, or nothing can be said any more.
+        """
         busy = self._pending is not None and not self._pending.done()
+        if not busy:
+            self._raise_lost()
         if busy or time.monotonic() - self._last < self._every_seconds:
             return
         self._last = time.monotonic()
@@ -151,9 +163,11 @@ class Checkpoints:
 
         Raises:
             OutputError: it can't be written.
+            Exception: it is written, but one in the background met a bug.
         """
         self.close()
         self._save(state)
+        self._raise_lost()
 
     def close(self) -> None:
         """Wait for what is being written. Nothing can be offered after that."""
@@ -185,9 +199,19 @@ class Checkpoints:
         try:
             self._save(state)
             self.prune(keep=2)  # the newest, and one to step back to
-        except JobError as error:
+        except Exception as error:
+            said = str(error) if isinstance(error, JobError) else repr(error)
+            self._progress.event("checkpoint_failed", step=state.step, reason=said)
             # Training is worth more than a checkpoint; publishing will tell if the store is gone.
-            self._progress.event("checkpoint_failed", step=state.step, reason=str(error))
+            # Memory may be there again for the next one. Anything else is a bug.
+            if not isinstance(error, JobError | MemoryError):
+                raise
+
+    def _raise_lost(self) -> None:
+        """Raise, once, what the writer raised: in its own thread nobody would hear of it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
 
 def _verified(place: Place) -> State:

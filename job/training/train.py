@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from job.config import RunConfig
 from job.data.source import Dataset
-from job.errors import TemporaryError, UsageError
+from job.errors import JobError, TemporaryError, UsageError
 from job.process import runtime
 from job.process.preemption import Preemption
 from job.process.progress import Progress
@@ -56,7 +56,9 @@ class Training:
     """Step that this attempt went on from; 0 if it began the run."""
     compile_seconds: float
     train_seconds: float
-    """Over all attempts."""
+    """In the loop, over all attempts."""
+    attempt_train_seconds: float
+    """Of that, in this attempt."""
     history: tuple[dict[str, Any], ...]
     """An `Epoch` as a dictionary, for each."""
 
@@ -90,72 +92,94 @@ def train(
 
     Raises:
         StoppedError, TemporaryError, KeyboardInterrupt: asked to stop, and all work is saved.
-        UsageError: the learning rate is so high that the loss stopped being a number.
+        UsageError, JobError: the loss stopped being a number; with the flags that can be at fault.
     """
-    steps_per_epoch = math.ceil(len(dataset.x_train) / config.batch_size)
-    total_steps = config.epochs * steps_per_epoch
-    rates = learning_rates(config, total_steps, 0, steps_per_epoch)
+    course = _Course(config, len(dataset.x_train))
     # Until the last save, work exists nowhere else.
     with preemption.deferred(), collectives.losing_nobody(), contextlib.closing(checkpoints):
-        compile_started = time.perf_counter()
-        loop = Loop(model, dataset, config, collectives.strategy)
-        loop.run(np.zeros((steps_per_epoch, config.batch_size), np.int32), rates, 0, 0, 0)
-        runtime.give_back_memory()  # what compiling took and freed: a tenth of the peak otherwise
-        compile_seconds = time.perf_counter() - compile_started
-        progress.event(
-            "compiled", model=model.name, parameters=model.count_params(), seconds=compile_seconds
-        )
-        state = _chief_state(start, loop, collectives)
-        order = np.empty(0, np.int32)
-        chunk = 1
-        while state.step < total_steps:
-            chunk_started = time.perf_counter()
-            epoch, position = divmod(state.step, steps_per_epoch)
-            if position == 0 or order.size == 0:
-                order = epoch_order(config.seed, epoch, len(dataset.x_train), config.batch_size)
-                before = state.step - position
-                rates = learning_rates(config, total_steps, before, steps_per_epoch)
-            if position == 0:
-                loop.begin_epoch()
-            count = min(chunk, steps_per_epoch - position, loop.most_steps)
-            loop.run(order, rates, state.step - position, position, count)
-            seconds = time.perf_counter() - chunk_started
+        loop, compile_seconds = _compile(model, dataset, config, collectives, course, progress)
+        state = _begin(start, loop, collectives)
+        steps = 1
+        while state.step < course.total_steps:
+            before = state.step
+            state, seconds = _do_chunk(loop, course, state, steps)
             progress.beat()
-            state = state.after(count, seconds)
-            if position + count == steps_per_epoch:
-                finished = _epoch(loop, rates, epoch, order.size, state.epoch_seconds, config)
-                state = state.after_epoch(asdict(finished))
-                if collectives.is_chief:
-                    progress.event("epoch", epochs=config.epochs, **asdict(finished))
-            reason = preemption.reason(2 * seconds)
-            # All workers must do as many steps as each other, and stop after the same one.
-            stops, seconds_of_all = collectives.total([reason is not None, seconds])
-            if stops:
-                if collectives.is_chief:
-                    checkpoints.save(state.holding(loop.arrays()))
-                collectives.wait()
-                raise reason or TemporaryError(
-                    "another worker was asked to stop, the work is saved: run all of them again"
-                )
+            if course.is_at_an_epochs_end(state.step):
+                state = _finish_epoch(loop, course, state, config, collectives, progress)
+            seconds_of_all = _stop_if_asked(
+                seconds, state, loop, collectives, checkpoints, preemption
+            )
             if collectives.is_chief:
                 checkpoints.offer(lambda: state.holding(loop.arrays()))  # noqa: B023  called at once
-            # Grow towards the wanted length, but not in one leap from a first, cold step.
-            chunk = max(
-                1, min(8 * chunk, int(count * CHUNK_SECONDS * collectives.size / seconds_of_all))
-            )
+            done = state.step - before
+            steps = _next_steps(steps, done, seconds_of_all / collectives.size)
         if collectives.is_chief:
             checkpoints.save(state.holding(loop.arrays()))
     return Training(
         epochs=config.epochs,
-        steps=total_steps,
+        steps=course.total_steps,
         resumed_step=start.step,
         compile_seconds=compile_seconds,
         train_seconds=state.train_seconds,
+        attempt_train_seconds=state.train_seconds - start.train_seconds,
         history=state.history,
     )
 
 
-def _chief_state(start: State, loop: Loop, collectives: Collectives) -> State:
+class _Course:
+    """What a training does step by step: which examples, at which rates, in which epoch."""
+
+    def __init__(self, config: RunConfig, examples: int) -> None:
+        self.steps_per_epoch = math.ceil(examples / config.batch_size)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        self._config, self._examples = config, examples
+        self._epoch = -1
+        self._order, self._rates = np.empty((0, 0), np.int32), np.empty(0, np.float32)
+
+    def rates(self, epoch: int) -> npt.NDArray[np.float32]:
+        """Return the learning rate of each step of an epoch, counted from 0: shape (steps,)."""
+        self._turn_to(epoch)
+        return self._rates
+
+    def order(self, epoch: int) -> npt.NDArray[np.int32]:
+        """Return the examples of each step of an epoch: shape (steps, batch)."""
+        self._turn_to(epoch)
+        return self._order
+
+    def _turn_to(self, epoch: int) -> None:
+        """Keep one epoch at hand: of all together the rates alone could take gibibytes."""
+        if epoch == self._epoch:
+            return
+        seed, batch_size, steps = self._config.seed, self._config.batch_size, self.steps_per_epoch
+        self._epoch = epoch
+        self._order = epoch_order(seed, epoch, self._examples, batch_size)
+        self._rates = learning_rates(self._config, self.total_steps, epoch * steps, steps)
+
+    def is_at_an_epochs_end(self, step: int) -> bool:
+        """Tell whether the epoch is over once `step` steps are done."""
+        return step % self.steps_per_epoch == 0
+
+
+def _compile(
+    model: keras.Model,
+    dataset: Dataset,
+    config: RunConfig,
+    collectives: Collectives,
+    course: _Course,
+    progress: Progress,
+) -> tuple[Loop, float]:
+    """Return the compiled loop, and the seconds that took."""
+    started = time.perf_counter()
+    loop = Loop(model, dataset, config, collectives.strategy)
+    nothing = np.zeros((course.steps_per_epoch, config.batch_size), np.int32)
+    loop.run(nothing, course.rates(0), 0, 0, 0)
+    runtime.give_back_memory()  # what compiling took and freed: a tenth of the peak otherwise
+    seconds = time.perf_counter() - started
+    progress.event("compiled", model=model.name, parameters=model.count_params(), seconds=seconds)
+    return loop, seconds
+
+
+def _begin(start: State, loop: Loop, collectives: Collectives) -> State:
     """Put the chief's state into the loop of every worker, and return where to begin."""
     step = int(collectives.from_chief({"step": np.array(start.step)})["step"])
     if step == 0:
@@ -164,27 +188,104 @@ def _chief_state(start: State, loop: Loop, collectives: Collectives) -> State:
     return replace(start, step=step, arrays={})
 
 
-def _epoch(
+def _do_chunk(loop: Loop, course: _Course, state: State, most: int) -> tuple[State, float]:
+    """Do up to `most` steps of the epoch; return the state after them, and their seconds."""
+    started = time.perf_counter()
+    epoch, position = divmod(state.step, course.steps_per_epoch)
+    if position == 0:
+        loop.begin_epoch()
+    count = min(most, course.steps_per_epoch - position, loop.most_steps)
+    loop.run(course.order(epoch), course.rates(epoch), state.step - position, position, count)
+    seconds = time.perf_counter() - started
+    return state.after(count, seconds), seconds
+
+
+def _finish_epoch(
     loop: Loop,
-    rates: npt.NDArray[np.float32],
-    index: int,
-    examples: int,
-    seconds: float,
+    course: _Course,
+    state: State,
     config: RunConfig,
-) -> Epoch:
+    collectives: Collectives,
+    progress: Progress,
+) -> State:
+    """Report the epoch that ends with the steps done, and return the state with it."""
+    index = state.step // course.steps_per_epoch - 1
+    rates = course.rates(index)
     loss, accuracy = loop.means(len(rates))
     if not math.isfinite(loss):
-        raise UsageError(
-            f"the loss became {loss} in epoch {index + 1}: --learning-rate "
-            f"{config.learning_rate} is too high for this model and data, try a tenth of it"
-        )
-    return Epoch(
+        raise _diverged(loss, index + 1, config, state.history)
+    finished = Epoch(
         epoch=index + 1,
         loss=loss,
         accuracy=accuracy,
         learning_rate=float(rates[-1]),
-        seconds=seconds,
-        images_per_second=examples / seconds,
+        seconds=state.epoch_seconds,
+        images_per_second=course.order(index).size / state.epoch_seconds,
+    )
+    if collectives.is_chief:
+        progress.event("epoch", epochs=config.epochs, **asdict(finished))
+    return state.after_epoch(asdict(finished))
+
+
+def _stop_if_asked(
+    seconds: float,
+    state: State,
+    loop: Loop,
+    collectives: Collectives,
+    checkpoints: Checkpoints,
+    preemption: Preemption,
+) -> float:
+    """Return the seconds that all workers took for a chunk together, this one's being `seconds`.
+
+    Raises:
+        StoppedError, TemporaryError, KeyboardInterrupt: one was asked to stop; the work is saved.
+    """
+    reason = preemption.reason(2 * seconds)
+    # All workers must do as many steps as each other, and stop after the same one.
+    stops, seconds_of_all = collectives.total([reason is not None, seconds])
+    if not stops:
+        return seconds_of_all
+    if collectives.is_chief:
+        checkpoints.save(state.holding(loop.arrays()))
+    collectives.wait()
+    raise reason or TemporaryError(
+        "another worker was asked to stop, the work is saved: run all of them again"
+    )
+
+
+def _next_steps(wanted: int, done: int, seconds: float) -> int:
+    """Return how many steps the next chunk has, after one of `done` steps took `seconds`."""
+    # Grow towards the wanted length, but not in one leap from a first, cold step.
+    return max(1, min(8 * wanted, int(done * CHUNK_SECONDS / seconds)))
+
+
+def _diverged(
+    loss: float, epoch: int, config: RunConfig, history: tuple[dict[str, Any], ...]
+) -> JobError:
+    """Return the error for a loss that is no number, which names flags that can be the cause."""
+    said = f"the loss became {loss} in epoch {epoch}"
+    if history:
+        said += f", after {history[-1]['loss']:.4g} in the one before"
+    causes = []
+    if config.learning_rate > RunConfig.learning_rate:  # which trains every model of this job
+        causes.append(
+            f"--learning-rate {config.learning_rate:g} is too high for this model and data, try a "
+            "tenth of it"
+        )
+    if config.learning_rate * config.weight_decay > 2:
+        # Each step multiplies the kernels by 1 - rate x decay: below -1 they grow without end.
+        causes.append(
+            f"--weight-decay {config.weight_decay:g} at this learning rate makes weights grow, "
+            "give one below 1"
+        )
+    if config.precision != "float32":
+        causes.append(f"--precision {config.precision} is too coarse for this, try float32")
+    if causes:
+        return UsageError(f"{said}: {'; or '.join(causes)}")
+    return JobError(
+        f"{said}, and no flag explains that (--learning-rate is {config.learning_rate:g}): run it "
+        "anew with another --run-id; if that ends the same, look at the images and labels, and "
+        "have this machine's memory or GPU checked"
     )
 
 

@@ -23,6 +23,8 @@ COMPLETE = {
     "examples": 10_000,
     "total_seconds": 12.345,
     "train_seconds": 6.78,
+    "attempt_train_seconds": 6.78,
+    "attempts": 1,
     "images_per_second": 1e5,
     "files": ["model_weights.h5", "model.keras", "metrics.json"],
 }
@@ -82,6 +84,28 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "resumed",
         {"step": 9_375, "cores": 2},
         "resumed    after step 9,375, with 2 threads as before",
+    ),
+    (
+        "resumed_differently",
+        {
+            "changes": {
+                "tensorflow": ["2.20", "2.21"],
+                "devices": [["CPU"], ["NVIDIA H100", "NVIDIA H100"]],
+                "threads": [None, [2]],
+            }
+        },
+        (
+            "warning    resumed with changes: tensorflow 2.20 -> 2.21, devices CPU -> NVIDIA H100 "
+            "+ NVIDIA H100, threads unknown -> 2; the result may differ in its last bits"
+        ),
+    ),
+    (
+        "threads_differ",
+        {"worker": 1, "threads": 4, "chief_threads": 2},
+        (
+            "warning    worker 1 computes with 4 threads, the chief with 2: give all workers the "
+            "same cores, or set TF_NUM_INTRAOP_THREADS, for results that can be repeated to the bit"
+        ),
     ),
     ("worker_done", {"worker": 2}, "worker 2 is done, and the chief has published"),
     (
@@ -154,6 +178,24 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "mnist-job: error: --epochs must be more (exit 64)",
     ),
     ("complete", COMPLETE, COMPLETE_TEXT),
+    (
+        "complete",
+        COMPLETE | {"attempts": 3, "attempt_train_seconds": 2.25, "train_seconds": 70.8},
+        COMPLETE_TEXT.replace(
+            "12.3 s, 6.8 s of them in the training loop",
+            "12.3 s for attempt 3, 2.2 s of them in the training loop; all attempts together "
+            "trained for 70.8 s",
+        ),
+    ),
+    (
+        "already_complete",
+        COMPLETE | {"attempts": 2, "attempt_train_seconds": None, "train_seconds": 70.8},
+        "run        runs/r1 is complete already; nothing was done\n"
+        + COMPLETE_TEXT.replace(
+            "12.3 s, 6.8 s of them in the training loop",
+            "12.3 s for attempt 2; all attempts together trained for 70.8 s",
+        ),
+    ),
     (
         "already_complete",
         COMPLETE,

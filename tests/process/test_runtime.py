@@ -20,6 +20,8 @@ from job.process.runtime import (
     git_commit,
     limit_threads,
     prepare_tensorflow,
+    processor_name,
+    wanted_threads,
 )
 
 MACHINE_CORES = 64
@@ -253,6 +255,21 @@ def test_the_platform_is_one_word() -> None:
     assert len(runtime.platform_name().split()) == 1
 
 
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD  EPYC\ncache\t: 1\nmodel name\t: B\n", "AMD EPYC"),
+        ("processor\t: 0\nBogoMIPS\t: 50\n", runtime.platform.machine()),
+        ("", runtime.platform.machine()),
+        (None, runtime.platform.machine()),
+    ],
+)
+def test_the_processor_is_named(tmp_path: Path, cpuinfo: str | None, name: str) -> None:
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert processor_name(tmp_path / "cpuinfo") == name
+
+
 # --- the commit -----------------------------------------------------------------------------
 
 
@@ -400,7 +417,7 @@ def test_who_set_a_variable_meant_it(monkeypatch: pytest.MonkeyPatch, variable: 
     environment = {variable: "7"}
     monkeypatch.setattr(os, "environ", environment)
     prepare_tensorflow()
-    limit_threads(3)
+    limit_threads(wanted_threads(environment, cores=3))
     assert environment[variable] == "7"
 
 
@@ -430,6 +447,18 @@ def test_xla_knows_what_it_is_told() -> None:
         "print(int(tf.function(lambda: tf.constant(1), jit_compile=True)()))\n"
     )
     assert run_python(program) == 1
+
+
+def test_threads_that_a_run_began_with_win_over_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"TF_NUM_INTRAOP_THREADS": "7"}
+    monkeypatch.setattr(os, "environ", environment)
+    limit_threads(3)
+    assert environment["TF_NUM_INTRAOP_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5"])
+def test_a_variable_that_tensorflow_ignores_is_ignored(text: str) -> None:
+    assert wanted_threads({"TF_NUM_INTRAOP_THREADS": text}, cores=3) == 3
 
 
 OPTIONAL = ("matplotlib", "pandas")

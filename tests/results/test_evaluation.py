@@ -1,5 +1,7 @@
 """Scores against values worked out by hand, or by their definition."""
 
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -121,6 +123,39 @@ def test_memory_does_not_grow_with_the_images():
     finally:
         tf.config.run_functions_eagerly(False)
     assert [int(count) for count in batches] == [with_batches_seen, with_batches_seen, 1]
+
+
+MEMORY_PROGRAM = """
+import sys
+from job.process import runtime
+runtime.prepare_tensorflow()
+runtime.limit_threads(2)
+runtime.import_tensorflow()
+import numpy as np
+from job.results import evaluation
+from job.training import model
+net = model.build("cnn", (160, 160), 10)
+evaluation.predict_logits(net, np.zeros((1, 160, 160), np.uint8))
+before = runtime.usage().peak_memory_mib
+evaluation.predict_logits(net, np.zeros((200, 160, 160), np.uint8))
+print(runtime.usage().peak_memory_mib - before)
+"""
+
+
+def test_scoring_large_images_really_takes_little_memory():
+    """All 200 at once take over 500 MiB."""
+    ended = subprocess.run(
+        [sys.executable, "-c", MEMORY_PROGRAM], capture_output=True, text=True, check=True
+    )
+    assert float(ended.stdout) < 250
+
+
+def test_each_batch_is_followed_by_a_sign_of_life():
+    beats = []
+    images = np.zeros((2 * evaluation.MOST_EXAMPLES + 1, 1, 3), np.uint8)
+    labels = np.zeros(len(images), np.int32)
+    evaluation.evaluate(Parrot(), images, labels, lambda: beats.append(1))
+    assert len(beats) == 3
 
 
 def test_small_images_are_scored_many_at_once():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors
 
 from job import storage
 from job.errors import ConflictError, DataError, OutputError
@@ -31,6 +32,7 @@ STATE = State(
     history=({"epoch": 1, "loss": 0.1 + 0.2},),
     train_seconds=1.5,
     epoch_seconds=0.25,
+    made_by=({"attempt": 1, "tensorflow": "2.21.0", "devices": ["CPU"], "threads": [2, 2]},),
 )
 
 
@@ -226,6 +228,82 @@ def test_a_failed_offer_is_said_and_training_goes_on(checkpoints, log, monkeypat
             checkpoints.save(STATE)  # but one that must be kept is not given up in silence
     [event] = events(log)
     assert (event["event"], event["step"]) == ("checkpoint_failed", 7)
+
+
+def test_a_background_write_without_memory_is_said_and_training_goes_on(
+    tmp_path, checkpoints, log, monkeypatch
+):
+    """Three MemoryErrors once left an empty log."""
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", fail)
+        for step in (1, 2, 3):
+            checkpoints.offer(lambda step=step: replace(STATE, step=step))
+            checkpoints._pending.exception()  # waits for it
+    checkpoints.save(replace(STATE, step=4))
+    assert [
+        (event["event"], event["step"], event.get("reason")) for event in events(log)
+    ] == [
+        *(("checkpoint_failed", step, "MemoryError()") for step in (1, 2, 3)),
+        ("checkpoint_saved", 4, None),
+    ]  # fmt: skip
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000004"]
+
+
+def test_a_bug_in_the_background_is_raised_at_the_next_offer(checkpoints, log, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", lambda *_: 1 / 0)
+        checkpoints.offer(lambda: STATE)
+        checkpoints._pending.exception()
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.offer(lambda: pytest.fail("nobody asks for a state any more"))
+    [event] = events(log)
+    assert event["event"] == "checkpoint_failed"
+    assert "ZeroDivisionError" in event["reason"]
+
+
+def test_a_bug_in_the_background_costs_no_work(tmp_path, checkpoints, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", lambda *_: 1 / 0)
+        checkpoints.offer(lambda: STATE)
+        checkpoints._pending.exception()
+    with pytest.raises(ZeroDivisionError):
+        checkpoints.save(replace(STATE, step=8))
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000008"]
+
+
+def test_a_writer_that_cannot_even_say_so_is_heard(checkpoints, monkeypatch):
+    """Each event touches the liveness file, which may be gone."""
+
+    def fail(*_, **__):
+        raise OutputError("--liveness-file cannot be touched any more")
+
+    monkeypatch.setattr(checkpoints._progress, "event", fail)
+    checkpoints.offer(lambda: STATE)
+    with pytest.raises(OutputError, match="liveness"):
+        checkpoints.save(STATE)
+
+
+def test_a_checkpoint_of_before_still_opens():
+    """One that says nothing of versions, devices and threads."""
+    header = {
+        "state": json.dumps(
+            {
+                "format": 1,
+                "owner": OWNER,
+                "cores": 2,
+                "step": 7,
+                "history": [],
+                "train_seconds": 1.5,
+                "epoch_seconds": 0.0,
+            }
+        )
+    }
+    state = from_bytes(safetensors.save({"w": np.zeros(3)}, header), "x")
+    assert (state.step, state.cores, state.made_by) == (7, 2, ())
 
 
 def test_the_same_state_saved_twice_is_one_checkpoint(tmp_path, checkpoints):

@@ -1,6 +1,7 @@
 """Real processes, really killed: whatever was killed goes on, and ends with the same bytes."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -9,8 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import free_ports
+
+from job.training.checkpoint import from_bytes
 
 EPOCHS = 60  # about a second of training on the small data
+
+
+@pytest.fixture(autouse=True)
+def _own_threads(monkeypatch):
+    """Let the job count its threads itself: what these tests compute with is set for all."""
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    monkeypatch.delenv("TF_NUM_INTEROP_THREADS")
 
 
 def start(data: str, output: Path, run_id: str, *flags: str) -> subprocess.Popen[str]:
@@ -105,21 +116,84 @@ def test_sigkill_at_random_moments(small_mnist, tmp_path, unbroken, seed):
     assert len(list((tmp_path / "r" / "checkpoints").glob("*.safetensors"))) == 1
 
 
-def test_time_limit_exits_75_until_the_run_is_complete(small_mnist, tmp_path):
-    flags = ["--time-limit", "1"]  # has passed before the first step: each attempt does one chunk
-    code, errors = finish(small_mnist, tmp_path, "r", *flags)
-    assert code == 75
-    assert "--time-limit 1 reached, the work is saved" in errors
-    assert len(list((tmp_path / "r" / "checkpoints").iterdir())) == 1
+def test_time_limit_exits_75_until_the_run_is_complete(small_mnist, tmp_path, command):
+    """The limit has passed before the first step: each attempt does one chunk, of one step."""
+    flags = ["--time-limit", "1", "--epochs", "1", "--batch-size", "1000"]
+    ended = [finish(small_mnist, tmp_path, "r", *flags) for _ in range(3)]
+    assert [code for code, _ in ended] == [75, 75, 0]  # two steps, and what comes after them
+    assert all("--time-limit 1 reached, the work is saved" in errors for _, errors in ended[:2])
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert metrics["train"]["resumed_step"] == 2
+    place = ["--data", small_mnist, "--output", tmp_path, "--run-id", "whole"]
+    assert command("train", *place, *flags[2:]).code == 0
+    assert outcome(tmp_path / "r") == outcome(tmp_path / "whole")
 
 
-def test_threads_of_the_first_attempt_are_kept(small_mnist, tmp_path, unbroken):
+@pytest.mark.parametrize(
+    ("words", "variables"),
+    [(["taskset", "-c", "0"], {}), ([], {"TF_NUM_INTRAOP_THREADS": "1"})],
+    ids=["cores", "variable"],
+)
+def test_threads_of_the_first_attempt_are_kept(small_mnist, tmp_path, unbroken, words, variables):
     """With another number of threads XLA would add in another order: other bits."""
     process = start(small_mnist, tmp_path, "r")
     wait_for(process, "epoch")
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    one_core = ["taskset", "-c", "0", sys.executable, "-m", "job", "train", "--data", small_mnist]
+    again = [*words, sys.executable, "-m", "job", "train", "--data", small_mnist]
     place = ["--output", str(tmp_path), "--run-id", "r", "--epochs", str(EPOCHS)]
-    subprocess.run([*one_core, *place], check=True, capture_output=True, timeout=120)
+    ended = subprocess.run(
+        [*again, *place],
+        env=os.environ | variables,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert outcome(tmp_path / "r") == outcome(unbroken)
+    assert "resumed_differently" not in ended.stdout
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    [first, second] = metrics["attempt_records"]
+    assert first["threads"] == second["threads"] == metrics["environment"]["threads"]
+
+
+def test_threads_in_force_are_recorded(small_mnist, tmp_path, monkeypatch):
+    """With TensorFlow's variable set, the number of cores is not what counts."""
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")
+    process = start(small_mnist, tmp_path, "r")
+    wait_for(process, "epoch")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    [saved] = (tmp_path / "r" / "checkpoints").iterdir()
+    state = from_bytes(saved.read_bytes(), str(saved))
+    [maker] = state.made_by
+    assert (state.cores, maker["attempt"], maker["threads"]) == (1, 1, [1])
+
+
+@pytest.mark.slow
+def test_workers_say_which_threads_differ_and_keep_them(small_mnist, tmp_path):
+    """Sums of two workers have the bits of the threads that each has."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    flags = ["--epochs", "200", "--batch-size", "500"]
+
+    def begin(index: int, **variables: str) -> subprocess.Popen[str]:
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"TF_CONFIG": json.dumps(task), **variables}.items():
+                patch.setenv(name, value)
+            return start(small_mnist, tmp_path, "r", *flags)
+
+    chief, other = begin(0), begin(1, TF_NUM_INTRAOP_THREADS="1")
+    wait_for(chief, "epoch")
+    chief.send_signal(signal.SIGTERM)
+    chief.communicate(timeout=60)
+    told, _ = other.communicate(timeout=60)
+    [event] = [json.loads(line) for line in told.splitlines() if "threads_differ" in line]
+    cores = json.loads((tmp_path / "r" / "attempts" / "0001.json").read_text())["cores"]
+    assert (event["worker"], event["threads"], event["chief_threads"]) == (1, 1, cores)
+    pair = [begin(index) for index in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0]
+    assert not any("resumed_differently" in log for log in said)
+    records = json.loads((tmp_path / "r" / "metrics.json").read_text())["attempt_records"]
+    assert [record["threads"] for record in records] == [[cores, 1], [cores, 1]]
