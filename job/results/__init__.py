@@ -1,7 +1,7 @@
 """What comes of a training: scores, files that others open, and the run's folder.
 
 `publishing` holds a run's folder and the order that its files appear in, `metrics.json` last, and
-`metrics` says what stands in that; `provenance` tells what made it. `weights` makes files of a model
-and back, `evaluation` scores of a model and a test set, and `inference` serves `evaluate` and
+`metrics` says what stands in that; `provenance` tells what made it. `weights` makes files of a
+model and back, `evaluation` scores of a model and a test set, and `inference` serves `evaluate` and
 `predict` from what was published.
 """
