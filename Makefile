@@ -33,7 +33,7 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## Run the tests
 	@$(TESTS) -m 'not slow and not checks' $(ARGS)
 
-test-slow: $(READY) ## Run the long proofs too that no other target runs (5 minutes)
+test-slow: $(READY) ## Run the long proofs too that no other target runs (2 minutes)
 	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/training/test_replicas.py \
 		--ignore tests/workers/test_supervision.py $(ARGS)
 
