@@ -24,6 +24,7 @@ from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.training.checkpoint import Checkpoints, State
 from job.training.loop import Loop
+from job.workers import watchdog
 from job.workers.collectives import Collectives
 
 WARMUP_SHARE = 0.1  # of all steps: Adam's second moments are noise before it has seen some
@@ -116,9 +117,11 @@ def train(
             if position == 0:
                 loop.begin_epoch()
             count = min(chunk, steps_per_epoch - position, loop.most_steps)
-            loop.run(order, rates[epoch], state.step - position, position, count)
+            with watchdog.together():
+                loop.run(order, rates[epoch], state.step - position, position, count)
             seconds = time.perf_counter() - chunk_started
             progress.beat()
+            watchdog.moved(seconds)
             state = state.after(count, seconds)
             if position + count == steps_per_epoch:
                 finished = _epoch(
@@ -131,6 +134,7 @@ def train(
             # All workers must do as many steps as each other, and stop after the same one.
             stops, seconds_of_all = collectives.total([reason is not None, seconds])
             if stops:
+                watchdog.rests()
                 if collectives.is_chief:
                     checkpoints.save(state.holding(loop.arrays()))
                 collectives.wait()
@@ -143,6 +147,7 @@ def train(
             chunk = max(
                 1, min(8 * chunk, int(count * CHUNK_SECONDS * collectives.size / seconds_of_all))
             )
+        watchdog.rests()
         if collectives.is_chief:
             checkpoints.save(state.holding(loop.arrays()))
     return Training(
