@@ -13,6 +13,7 @@ import pytest
 from conftest import REPOSITORY, free_ports
 
 from job.errors import JobError, StoppedError
+from job.process.liveness import Liveness
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.workers import supervision
@@ -310,6 +311,24 @@ def test_a_worker_that_a_signal_ends_before_it_could_take_it(
             signal.signal(one, handler)
     assert getattr(caught.value, "exit_code", None) == code
     assert ("killed by signal" in str(caught.value)) is not sent_by_us
+
+
+@pytest.mark.parametrize(
+    ("says", "shown"), [("(\\n", True), ("+0.5\\n(\\n", False), (".\\n", False)]
+)
+def test_liveness_is_shown_for_a_worker_that_waits_for_others(says, shown, tmp_path, monkeypatch):
+    """The chief may publish for longer than a probe allows; who should move shows it itself."""
+    script = tmp_path / "worker"
+    script.write_text(
+        f"#!/bin/bash\nprintf '{says}' >&$MNIST_JOB_INTERNAL_PULSE\nsleep 1\nexit 7\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(supervision.sys, "executable", str(script))
+    file = tmp_path / "alive"
+    progress = Progress(liveness=Liveness(str(file)))
+    file.unlink()
+    assert supervision._watch([], Unbothered(), Preemption(), progress) == (7, "")
+    assert file.exists() is shown
 
 
 def test_sigterm_while_waiting_for_the_others(worker, tmp_path):
