@@ -103,16 +103,17 @@ def train(
         from job.workers import supervision  # noqa: PLC0415
 
         if watchdog.is_supervised():
-            watchdog.start()
+            watchdog.start(progress)
         elif RunFolder(config.place).finished(config) is None:
             team = f"{config.run_id} {config.digest}"
             code = supervision.supervise(
-                sys.argv[1:], cluster.workers, team, peer_timeout, preemption, liveness
+                sys.argv[1:], cluster.workers, team, peer_timeout, preemption, progress
             )
             raise typer.Exit(code)
     from job.run import train_run  # noqa: PLC0415
 
-    with _telling_how_to_go_on(config.run_id, alone=cluster.workers.count == 1):
+    alone = cluster.workers.count == 1
+    with watchdog.telling_why(), _telling_how_to_go_on(config.run_id, alone=alone):
         document = train_run(config, cluster, preemption, progress)
     return verdict.success(str(config.place), document)
 
@@ -311,5 +312,5 @@ def entry_point() -> None:
         code = StoppedError.exit_code
     if watchdog.is_supervised():
         # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.
-        os._exit(code)
+        watchdog.leave(code)
     sys.exit(code)

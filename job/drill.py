@@ -64,7 +64,8 @@ def _train(flags: Sequence[str], run: Path, stop_after_seconds: float | None = N
     """Run the job; return the step it was stopped at, or None if it was not."""
     place = ["--output", str(run.parent), "--run-id", run.name, "--log", "json"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "job", "train", *BRIEF, *flags, *place],
+        # Safe from whatever is called `job` or `json` in the current folder.
+        [sys.executable, "-P", "-m", "job", "train", *BRIEF, *flags, *place],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

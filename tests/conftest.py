@@ -192,3 +192,13 @@ def trained(small_mnist: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ["--data", small_mnist, "--epochs", "2", "--output", str(output), "--run-id", "trained"]
     assert main(["train", *flags]) == 0
     return output / "trained"
+
+
+@pytest.fixture
+def foreign_folder(tmp_path: Path) -> Path:
+    """Return a folder where `job` and `json` are somebody else's, and end whoever imports them."""
+    folder = tmp_path / "foreign"
+    (folder / "job").mkdir(parents=True)
+    for path in (folder / "job" / "__init__.py", folder / "json.py"):
+        path.write_text("raise SystemExit('imported from the current folder')\n")
+    return folder

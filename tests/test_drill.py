@@ -16,7 +16,7 @@ def forget(self, arrays):
     assign(self, arrays)
     self._optimizer.variables[{index}].assign_add({add})
 loop.Loop.assign = forget
-sys.exit(main(sys.argv[4:]))
+sys.exit(main(sys.argv[5:]))
 """
 
 
@@ -45,5 +45,12 @@ def test_drill_notices_a_job_that_forgets(small_mnist, tmp_path, monkeypatch):
 
 def test_drill_passes_on_what_a_training_says(command, tmp_path):
     failed = command("drill", "--data", tmp_path / "nowhere.npz")
+    assert failed.code == 66
+    assert "nowhere.npz does not exist" in failed.err
+
+
+def test_drill_imports_nothing_from_the_current_folder(command, foreign_folder, monkeypatch):
+    monkeypatch.chdir(foreign_folder)
+    failed = command("drill", "--data", "nowhere.npz")
     assert failed.code == 66
     assert "nowhere.npz does not exist" in failed.err

@@ -286,6 +286,8 @@ def network(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[s
     port = int(environment["K8S_WORKER_PORT"])
     if not [port, port + WATCHER_OFFSET] == served == list(ports.values()):
         yield "the ports of the worker, the pod and the Service differ"
+    if int(environment["MNIST_JOB_PEER_TIMEOUT"]) < spec["activeDeadlineSeconds"]:
+        yield "a worker that waits gives its place away before the deadline"
 
 
 RULES: list[Rule] = [
@@ -411,6 +413,7 @@ BROKEN: list[tuple[str, str, Any, str]] = [
     ("train-multiworker", "spec.template.spec.subdomain", "x", "subdomain"),
     ("train-multiworker", "spec.template.spec.containers.0.ports.0.containerPort", 1, "ports"),
     ("train-multiworker", "spec.template.spec.containers.0.ports.1.name", "x", "alone"),
+    ("train-multiworker", "spec.template.spec.containers.0.env.3.value", "300", "its place away"),
 ]  # fmt: skip
 
 

@@ -155,7 +155,7 @@ def _already_complete(details: Mapping[str, Any]) -> str:
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
     *("storage_retry", "cache_skipped", "other_data", "data_not_compared"),
-    *("resumed_differently", "threads_differ"),
+    *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -174,6 +174,14 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "checkpoint_failed": lambda details: f"warning    no checkpoint: {details['reason']}",
     "worker_done": lambda details: (
         f"worker {details['worker']} is done, and the chief has published"
+    ),
+    "waiting_for_workers": lambda details: (
+        f"waiting    {details['waited_seconds']:.0f} of {details['timeout_seconds']:.0f} s for "
+        + "; ".join(details["missing"])
+    ),
+    "watcher_silent": lambda details: (
+        f"warning    this worker's watcher was silent for {details['seconds']:.0f} s: it was told "
+        "to go on, and is killed if it doesn't"
     ),
     "storage_retry": _retry,
     "cache_skipped": lambda details: f"warning    no cache: {details['reason']}",

@@ -24,6 +24,7 @@ from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.training.checkpoint import Checkpoints, State
 from job.training.loop import Loop
+from job.workers import watchdog
 from job.workers.collectives import Collectives
 
 WARMUP_SHARE = 0.1  # of all steps: Adam's second moments are noise before it has seen some
@@ -104,6 +105,7 @@ def train(
             before = state.step
             state, seconds = _do_chunk(loop, course, state, steps)
             progress.beat()
+            watchdog.moved(seconds)
             if course.is_at_an_epochs_end(state.step):
                 state = _finish_epoch(loop, course, state, config, collectives, progress)
             seconds_of_all = _stop_if_asked(
@@ -113,6 +115,7 @@ def train(
                 checkpoints.offer(lambda: state.holding(loop.arrays()))  # noqa: B023  called at once
             done = state.step - before
             steps = _next_steps(steps, done, seconds_of_all / collectives.size)
+        watchdog.rests()
         if collectives.is_chief:
             checkpoints.save(state.holding(loop.arrays()))
     return Training(
@@ -195,7 +198,9 @@ def _do_chunk(loop: Loop, course: _Course, state: State, most: int) -> tuple[Sta
     if position == 0:
         loop.begin_epoch()
     count = min(most, course.steps_per_epoch - position, loop.most_steps)
-    loop.run(course.order(epoch), course.rates(epoch), state.step - position, position, count)
+    order, rates = course.order(epoch), course.rates(epoch)
+    with watchdog.together():
+        loop.run(order, rates, state.step - position, position, count)
     seconds = time.perf_counter() - started
     return state.after(count, seconds), seconds
 
@@ -245,6 +250,7 @@ def _stop_if_asked(
     stops, seconds_of_all = collectives.total([reason is not None, seconds])
     if not stops:
         return seconds_of_all
+    watchdog.rests()
     if collectives.is_chief:
         checkpoints.save(state.holding(loop.arrays()))
     collectives.wait()

@@ -100,27 +100,40 @@ def _workers(environment: Mapping[str, str]) -> Workers:
 
 
 def _of_tf_config(text: str) -> Workers:
-    """Read {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": i}}."""
+    """Read {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": i}}.
+
+    A group `chief` of one, as TensorFlow and Vertex AI have it, comes before the workers.
+    """
     try:
         config = json.loads(text)
-        groups, task = config["cluster"], config["task"]
-        addresses, index = groups["worker"], int(task["index"])
+        groups, task = dict(config["cluster"]), config["task"]
+        kind, index = task["type"], int(task["index"])
+        unknown = sorted({*groups, kind} - {"chief", "worker"})
+        chiefs, others = list(groups.get("chief", [])), list(groups.get("worker", []))
+        addresses = chiefs + others
         hosts_and_ports = [address.rpartition(":") for address in addresses]
         valid = (
-            set(groups) == {"worker"}
-            and task["type"] == "worker"
-            and 0 <= index < len(addresses)
+            len(chiefs) <= 1
+            and 0 <= index < len(chiefs if kind == "chief" else others)
             and all(host and 0 < int(port) < 65_535 for host, _, port in hosts_and_ports)
             and len(set(addresses)) == len(addresses)
         )
     except (ValueError, KeyError, TypeError, AttributeError):
-        valid = False
+        valid, unknown = False, []
+    if unknown:
+        raise ClusterError(
+            f"TF_CONFIG {text[:200]!r} names {' and '.join(map(repr, unknown))}, which this job "
+            "has no part for: it trains on one chief and workers, without parameter servers, and "
+            "the chief evaluates; leave others out"
+        )
     if not valid:
         raise ClusterError(
             f"TF_CONFIG {text[:200]!r} is not understood: give "
-            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}'
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, '
+            'with one more group {"chief": ["host:port"]} if there is one'
         )
-    return Workers(tuple(addresses), index) if len(addresses) > 1 else Workers()
+    place = index + (len(chiefs) if kind == "worker" else 0)
+    return Workers(tuple(addresses), place) if len(addresses) > 1 else Workers()
 
 
 def _integer(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from job.errors import ClusterError, TemporaryError
+from job.workers import watchdog
 from job.workers.cluster import Workers
 
 # A lost peer shows as almost any error of TensorFlow's; these are never its doing.
@@ -20,6 +21,8 @@ _OUR_OWN = (
     *(tf.errors.ResourceExhaustedError, tf.errors.InvalidArgumentError),
     *(tf.errors.UnimplementedError, tf.errors.NotFoundError),
 )
+# A watcher hears of a peer's end within a second, of its silence after ten: TensorFlow after nine.
+HEARSAY_SECONDS = 5.0
 
 
 class Collectives:
@@ -75,6 +78,7 @@ class Collectives:
         Raises:
             TemporaryError: one is gone.
         """
+        watchdog.rests()
         with self.losing_nobody():
             self.total([0])
         # A process that left at once would take the answer with it that others still wait for.
@@ -93,9 +97,10 @@ class Collectives:
         except tf.errors.OpError as error:
             if self.size == 1 or isinstance(error, _OUR_OWN):
                 raise
+            known = watchdog.fault(HEARSAY_SECONDS)
             raise TemporaryError(
-                f"lost contact to another worker ({str(error).splitlines()[0][:120]}): run all "
-                "workers again, the run goes on from its last checkpoint"
+                f"{known or 'lost contact to another worker'} ({_gist(error)}): "
+                f"{watchdog.RUN_AGAIN}"
             ) from error
 
     def _all_reduce(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -106,7 +111,8 @@ class Collectives:
                 values if context.replica_id_in_sync_group % local == 0 else np.zeros_like(values)
             )
         )
-        return np.asarray(self._sum(placed).numpy())
+        with watchdog.together():
+            return np.asarray(self._sum(placed).numpy())
 
     def _sum_on_devices(self, values: tf.Tensor) -> tf.Tensor:
         def one(value: tf.Tensor) -> tf.Tensor:
@@ -116,3 +122,10 @@ class Collectives:
 
         summed = self.strategy.run(one, (values,))
         return self.strategy.experimental_local_results(summed)[0]
+
+
+def _gist(error: tf.errors.OpError) -> str:
+    """Return the part of TensorFlow's message that is neither a heading nor a traceback."""
+    lines = str(error.message).splitlines()
+    telling = [line for line in lines if line[:1].isalpha() and not line.endswith(":")]
+    return next(iter(telling), type(error).__name__)[:120]

@@ -2,8 +2,9 @@
 
 TensorFlow waits for a peer that never comes for half an hour, and deaf to every signal; one that
 hangs it may never notice. So each worker's watcher answers on the port after TensorFlow's, and asks
-every other one. No answer for some seconds, a closed connection or word of a failure mean that the
-peer is lost.
+every other one. They begin when each has reached each, since names may resolve in one place before
+they do in another. After that no answer for some seconds, a closed connection or word of a failure
+mean that the peer is lost.
 """
 
 import json
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from job.errors import ClusterError, TemporaryError
-from job.process.liveness import Liveness
+from job.process.progress import Progress
 from job.workers.cluster import Workers
 
 PORT_OFFSET = 1  # from TensorFlow's port
@@ -22,20 +23,33 @@ SILENCE_SECONDS = 10.0  # a healthy watcher answers within milliseconds, a pause
 _INTERVAL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
-_MAX_LINE = 1024  # bytes; whatever sends more is not a peer
+_MEETING_SECONDS = 0.2  # between two questions until all have met all
+_FIRST_WORD_SECONDS = 1.0  # so long workers of one Job may come one after the other
+_WORD_SECONDS = 30.0
+_MAX_LINE = 8192  # bytes; whatever sends more is not a peer
+_MAX_TEXT = 400  # characters of a reason
+_MAX_NAMED = 8
+_SIGNALS = 128  # what a signal ended has this and its number as exit code
 
 
 @dataclass
 class _Peer:
     """What is known of another worker."""
 
+    index: int
     name: str
     host: str
     port: int
     met: bool = False
+    misses: list[int] = field(default_factory=list)
+    """Workers that it hasn't met itself."""
     problem: str = "not tried yet"
     """Why it isn't met, or why it is lost."""
+    doubt: str | None = None
+    """What its watcher finds wrong with it so far, as in "it showed no life"."""
     lost: bool = False
+    for_another: bool = False
+    """It was lost because it had lost somebody itself."""
     ended: bool = False
     """It is through, having done its part."""
     thread: threading.Thread | None = field(default=None, repr=False)
@@ -54,61 +68,86 @@ class Membership:
         Raises:
             ClusterError: this worker's port can't be had.
         """
+        self.doubt: str | None = None
+        """What is wrong with this worker so far, for the others to know: "showed no life"."""
         self._team = team
         self._index = workers.index
         self._ending: int | None = None
+        self._why: str | None = None
+        self._begun = False
         self._closed = threading.Event()
         self._stranger: str | None = None
         places = [address.rpartition(":") for address in workers.addresses]
+        self._peers = [
+            _Peer(index, f"worker {index} ({host}:{port})", host, int(port) + PORT_OFFSET)
+            for index, (host, _, port) in enumerate(places)
+            if index != workers.index
+        ]
         port = int(places[workers.index][2])
         _listen(port).close()  # TensorFlow will take it: see now that it can
         self._server = _listen(port + PORT_OFFSET)
         threading.Thread(target=self._accept, daemon=True).start()
-        self._peers = [
-            _Peer(f"worker {index} ({host}:{port})", host, int(port) + PORT_OFFSET)
-            for index, (host, _, port) in enumerate(places)
-            if index != workers.index
-        ]
         for peer in self._peers:
             peer.thread = threading.Thread(target=self._follow, args=(peer,), daemon=True)
             peer.thread.start()
 
-    def meet(self, timeout_seconds: float, liveness: Liveness | None = None) -> None:
-        """Wait until every other worker has answered.
+    def meet(self, timeout_seconds: float, progress: Progress | None = None) -> None:
+        """Wait until every worker has reached every other one.
 
         Args:
             timeout_seconds: how long.
-            liveness: beats meanwhile.
+            progress: beats meanwhile, and is told soon and then each half a minute who is missing.
 
         Raises:
             TemporaryError: one didn't in time.
-            ClusterError: one belongs to another team.
+            ClusterError: one belongs to another team, or takes itself for another worker.
         """
-        deadline = time.monotonic() + timeout_seconds
-        while missing := [peer for peer in self._peers if not peer.met]:
+        began = time.monotonic()
+        next_word = began + _FIRST_WORD_SECONDS
+        while missing := self._missing():
+            now = time.monotonic()
             if self._stranger is not None:
                 raise ClusterError(self._stranger)
             if (gone := self.lost()) is not None:
                 raise TemporaryError(gone)
-            if time.monotonic() > deadline:
-                reasons = "; ".join(f"{peer.name}: {peer.problem}" for peer in missing)
+            if now - began > timeout_seconds:
                 raise TemporaryError(
-                    f"not all workers came within {timeout_seconds:g} s ({reasons}): check that "
-                    "their pods run and that their names resolve, or raise --peer-timeout"
+                    f"not all workers came within {timeout_seconds:g} s ({'; '.join(missing)}): "
+                    "check that their pods run and that their names resolve, or raise "
+                    "--peer-timeout"
                 )
-            if liveness is not None:
-                liveness.beat()
+            if progress is not None:
+                progress.beat()
+                if now >= next_word:
+                    next_word += _WORD_SECONDS
+                    progress.event(
+                        "waiting_for_workers",
+                        missing=missing,
+                        waited_seconds=round(now - began, 1),
+                        timeout_seconds=timeout_seconds,
+                    )
             time.sleep(_LOOK_SECONDS)
+        self._begun = True
 
     def lost(self) -> str | None:
         """Return who is lost and why, or None while all others are well."""
-        for peer in self._peers:
-            if peer.lost:
-                return f"{peer.name} is lost: {peer.problem}"
+        return self.suspected() if any(peer.lost for peer in self._peers) else None
+
+    def suspected(self) -> str | None:
+        """Return who is lost, or else who is to blame if this worker can't go on, or None."""
+        lost = [peer for peer in self._peers if peer.lost]
+        # Who ended because of another says less than whoever watches over that other one.
+        for peer in (peer for peer in lost if not peer.for_another):
+            return f"{peer.name} is lost: {peer.problem}"
+        for peer in (peer for peer in self._peers if peer.doubt is not None):
+            return f"{peer.name} is lost: it {peer.doubt}"
+        for peer in lost:
+            return f"{peer.name} is lost: {peer.problem}"
         return None
 
-    def leave(self, code: int) -> None:
-        """Tell the others that this worker ends with the exit code `code`, and close."""
+    def leave(self, code: int, why: str | None = None) -> None:
+        """Tell the others that this worker ends with the exit code `code`, and why, and close."""
+        self._why = why
         self._ending = code
         # Each asks once in an interval: after two of them all have heard it, or are gone.
         deadline = time.monotonic() + 2 * _INTERVAL_SECONDS
@@ -116,6 +155,18 @@ class Membership:
             time.sleep(_LOOK_SECONDS)
         self._closed.set()
         self._server.close()
+
+    def _missing(self) -> list[str]:
+        """Return, as a text for each, who is not there or hasn't reached everybody itself."""
+        unmet = {peer.index for peer in self._peers if not peer.met}
+        missing = [f"{peer.name}: {peer.problem}" for peer in self._peers if peer.index in unmet]
+        for peer in self._peers:
+            # Whom this one hasn't reached either is named already.
+            names = [f"worker {index}" for index in peer.misses if index not in unmet]
+            if names and peer.met and not peer.ended:
+                missing.append(f"{peer.name}: it has not reached {', '.join(names)} yet")
+        more = len(missing) - _MAX_NAMED
+        return missing[:_MAX_NAMED] + ([f"and {more} more"] if more > 0 else [])
 
     def _accept(self) -> None:
         while not self._closed.is_set():
@@ -131,20 +182,34 @@ class Membership:
             with connection, connection.makefile("rwb") as stream:
                 connection.settimeout(2 * SILENCE_SECONDS)
                 while not self._closed.is_set() and stream.readline(_MAX_LINE):
-                    _send(stream, {"team": self._team, "index": self._index, "end": self._ending})
+                    _send(stream, self._state())
         except OSError:
             return  # whoever it was is gone, which only matters to those who asked it
 
+    def _state(self) -> dict[str, Any]:
+        unmet = [peer.index for peer in self._peers if not peer.met]
+        return {
+            "team": self._team,
+            "index": self._index,
+            "misses": unmet[:_MAX_NAMED],
+            "doubt": self.doubt,
+            "end": self._ending,
+            "why": self._why and self._why[:_MAX_TEXT],
+        }
+
     def _follow(self, peer: _Peer) -> None:
         """Look for `peer`, then ask it again and again."""
-        while not self._closed.is_set() and not peer.met:
+        while not (self._closed.is_set() or peer.lost or peer.ended or self._stranger):
             try:
                 connection = socket.create_connection((peer.host, peer.port), SILENCE_SECONDS)
                 with connection, connection.makefile("rwb") as stream:
                     self._ask(peer, stream)
             except (OSError, ValueError, LookupError, TypeError) as error:
                 peer.problem = _reason(error)
-                peer.lost = peer.met
+                if self._begun:
+                    peer.lost = True
+                else:  # another may come in its place, and this one needn't give up its own
+                    peer.met = False
             time.sleep(_RETRY_SECONDS)
 
     def _ask(self, peer: _Peer, stream: Any) -> None:
@@ -160,14 +225,30 @@ class Membership:
                     "give all workers the same flags"
                 )
                 return
+            if answer["index"] != peer.index:
+                self._stranger = (
+                    f"{peer.name} takes itself for worker {str(answer['index'])[:20]}: give each "
+                    "worker its own index, in TF_CONFIG or JOB_COMPLETION_INDEX"
+                )
+                return
+            peer.misses, peer.doubt = list(answer["misses"]), answer["doubt"]
             peer.met = True
             if answer["end"] is not None:
                 peer.ended = answer["end"] == 0
                 if not peer.ended:
-                    peer.problem = f"it ended with exit code {answer['end']}"
+                    why = f" ({answer['why']})" if answer["why"] else ""
+                    peer.problem = f"it ended with exit code {answer['end']}{why}"
+                    if not self._begun and _comes_again(answer["end"]):
+                        raise ConnectionError(peer.problem)
+                    peer.for_another = answer["end"] == TemporaryError.exit_code
                     peer.lost = True
                 return
-            self._closed.wait(_INTERVAL_SECONDS)
+            self._closed.wait(_MEETING_SECONDS if self._missing() else _INTERVAL_SECONDS)
+
+
+def _comes_again(code: int) -> bool:
+    """Tell whether what ends with this exit code is started again, if it is a pod."""
+    return code == TemporaryError.exit_code or code > _SIGNALS
 
 
 def _listen(port: int) -> socket.socket:

@@ -1,8 +1,8 @@
 """A process without TensorFlow that watches over a worker, so that none ever waits for the dead.
 
 It waits until all peers are there, starts the worker, passes signals on to it, and ends it when it
-freezes or when a peer is lost. The worker shows by a byte a second that it isn't frozen, and dies
-with its watcher.
+freezes, when it hangs in training, or when a peer is lost. `watchdog` is how the two know of each
+other; what this one knows of the worker, and why it ended, the others learn through `membership`.
 """
 
 import os
@@ -12,13 +12,13 @@ import time
 from collections.abc import Sequence
 
 from job.errors import JobError, TemporaryError
-from job.process.liveness import Liveness
 from job.process.preemption import Preemption
+from job.process.progress import Progress
+from job.workers import watchdog
 from job.workers.cluster import Workers
-from job.workers.membership import Membership
-from job.workers.watchdog import PULSE
+from job.workers.membership import SILENCE_SECONDS, Membership
+from job.workers.watchdog import PULSE, RUN_AGAIN, Signs
 
-FROZEN_SECONDS = 20.0  # importing TensorFlow may keep all threads of a worker quiet for some
 GRACE_SECONDS = 15.0  # for a worker whose peer is lost: TensorFlow tells it so in one to nine
 HEARSAY_SECONDS = 3.0
 _LOOK_SECONDS = 0.1
@@ -31,7 +31,7 @@ def supervise(
     team: str,
     peer_timeout_seconds: float,
     preemption: Preemption,
-    liveness: Liveness,
+    progress: Progress,
 ) -> int:
     """Run `mnist-job` with `words` as one of `workers`, and return its exit code.
 
@@ -41,58 +41,67 @@ def supervise(
         team: what they must agree on.
         peer_timeout_seconds: how long to wait for the others before starting.
         preemption: takes the signals.
-        liveness: shows that waiting is no hanging.
+        progress: told who is missing; its beat shows that waiting is no hanging.
 
     Raises:
-        TemporaryError: a peer never came or was lost, or the worker froze.
+        TemporaryError: a peer never came or was lost, or the worker froze or hung.
         ClusterError: a peer belongs to another training, or the port can't be had.
         StoppedError: SIGTERM came before the worker had begun.
         JobError: a signal of somebody else's killed the worker; with the code that shells give it.
     """
     membership = Membership(workers, team)
-    code = TemporaryError.exit_code
+    code, why = TemporaryError.exit_code, ""
     try:
-        membership.meet(peer_timeout_seconds, liveness)
-        code = _watch(words, membership, preemption)
+        membership.meet(peer_timeout_seconds, progress)
+        code, why = _watch(words, membership, preemption, progress)
     except JobError as error:
-        code = error.exit_code
+        code, why = error.exit_code, watchdog.short(str(error))
         raise
     finally:
-        membership.leave(code)
+        membership.leave(code, why)
     return code
 
 
-def _watch(words: Sequence[str], membership: Membership, preemption: Preemption) -> int:
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "job", *words],
-        env=os.environ | {PULSE: str(writing)},
-        pass_fds=[writing],
-    )
-    os.close(writing)
+def _watch(
+    words: Sequence[str], membership: Membership, preemption: Preemption, progress: Progress
+) -> tuple[int, str]:
+    """Run the worker to its end; return its exit code, and why it ended if it told.
+
+    Raises:
+        JobError: as `supervise`, where the worker can't tell it itself.
+    """
+    link, theirs = watchdog.open_link()
+    with theirs:
+        worker = subprocess.Popen(
+            # Safe from whatever is called `job` or `json` in the current folder.
+            [sys.executable, "-P", "-m", "job", *words],
+            env=os.environ | {PULSE: str(theirs.fileno())},
+            pass_fds=[theirs.fileno()],
+        )
+    signs = Signs(link)
     problem, deadline = None, float("inf")
-    beaten = time.monotonic()
     try:
         with preemption.passed_on(worker.pid):
             while (code := worker.poll()) is None:
+                paused_seconds = signs.look(membership.suspected())
+                membership.doubt = signs.doubt()
                 now = time.monotonic()
-                if _has_beaten(reading):
-                    beaten = now
                 if problem is None and (problem := membership.lost()) is not None:
                     deadline = now + GRACE_SECONDS
-                if now - beaten > FROZEN_SECONDS:
-                    problem = problem or f"this worker showed no life for {FROZEN_SECONDS:g} s"
-                    deadline = now
+                if (own := _own_problem(signs, membership, paused_seconds)) is not None:
+                    problem, deadline = own, now
                 if now >= deadline:
                     worker.kill()
+                if signs.waits:
+                    progress.beat()  # the one that it waits for has a probe of its own
                 time.sleep(_LOOK_SECONDS)
     finally:
         worker.kill()  # whatever happens here, no worker is left alone
         worker.wait()
-        os.close(reading)
+        signs.look(None)  # its last words
+        link.connection.close()
     if 0 <= code != JobError.exit_code:
-        return code
+        return code, signs.why
     if preemption.took(-code) and (stopped := preemption.reason()) is not None:
         raise stopped  # the worker was told before it had come up far enough to take it
     # A worker may stumble over a lost peer before its watcher has heard of that.
@@ -100,23 +109,23 @@ def _watch(words: Sequence[str], membership: Membership, preemption: Preemption)
     while (problem := problem or membership.lost()) is None and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     if problem is not None:
-        raise TemporaryError(
-            f"{problem}; the worker was ended: run all workers again, the run goes on from its "
-            "last checkpoint"
-        )
+        raise TemporaryError(f"{problem}; the worker was ended: {RUN_AGAIN}")
     if code > 0:
-        return code
+        return code, signs.why
     killed = JobError(
         f"the worker was killed by signal {-code}, sent by the system (out of memory?) or by "
-        "somebody; give it more memory if that ran out, then run all workers again: the run goes "
-        "on from its last checkpoint"
+        f"somebody; if memory ran out, give it more: {RUN_AGAIN}"
     )
     killed.exit_code = 128 - code  # as shells have it
     raise killed
 
 
-def _has_beaten(descriptor: int) -> bool:
-    try:
-        return bool(os.read(descriptor, 4096))
-    except BlockingIOError:
-        return False
+def _own_problem(signs: Signs, membership: Membership, paused_seconds: float) -> str | None:
+    """Return why this worker must be ended at once, whatever the others do, or None."""
+    if paused_seconds > SILENCE_SECONDS:
+        return f"the watcher was paused for {paused_seconds:.0f} s, too long for the others"
+    if (trouble := signs.trouble()) is None:
+        return None
+    if signs.hangs_with_others():  # so whose fault it is, only the others can know
+        return membership.suspected() or f"no worker showed why, but this one {trouble}"
+    return f"the worker {trouble}"

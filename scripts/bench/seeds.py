@@ -69,7 +69,7 @@ def held_out(folder: Path, seed: int) -> str:
 def train(folder: str, seed: int, data: str, flags: list[str]) -> dict[str, dict[str, float]]:
     """Run the job as its users do, and return the metrics it published."""
     place = ["--data", data, "--output", folder, "--run-id", f"seed-{seed}", "--seed", str(seed)]
-    command = [sys.executable, "-m", "job", "train", *place, *flags]
+    command = [sys.executable, "-P", "-m", "job", "train", *place, *flags]
     children.run(command, check=True, stdout=subprocess.DEVNULL)
     metrics = Path(folder, f"seed-{seed}", "metrics.json").read_text()
     return dict(json.loads(metrics))

@@ -155,7 +155,7 @@ def start(output: Path, run_id: str) -> subprocess.Popen[str]:
     """Start the job as a process of its own."""
     place = ("--output", str(output), "--run-id", run_id)
     return subprocess.Popen(
-        [sys.executable, "-m", "job", "train", *FLAGS, *place],
+        [sys.executable, "-P", "-m", "job", "train", *FLAGS, *place],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -284,7 +284,7 @@ def count(report: Report, server: servers.Server) -> None:
     with faults.proxy(server.scheme, server.url) as proxy:
         environment = os.environ | server.environment(proxy.url)
         output = f"{server.root}/chaos/default"
-        command = [sys.executable, "-m", "job", "train", "--output", output, "--log", "json"]
+        command = [sys.executable, "-P", "-m", "job", "train", "--output", output, "--log", "json"]
         ended = subprocess.run(
             command, env=environment, capture_output=True, text=True, check=False
         )

@@ -182,7 +182,7 @@ def start(
         config = json.dumps({"cluster": {"worker": addresses}, "task": task})
         with (output.parent / f"{output.name}-{index}.log").open("ab") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "job", "train", *words],
+                [sys.executable, "-P", "-m", "job", "train", *words],
                 env=os.environ | {"TF_CONFIG": config},
                 stdout=log,
                 stderr=log,

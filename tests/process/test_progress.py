@@ -168,6 +168,26 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "warning    the variable MNIST_JOB_X means nothing to this job and was ignored",
     ),
     (
+        "waiting_for_workers",
+        {
+            "missing": ["worker 1 (a:2222): connection refused", "worker 2 (b:2222): no answer"],
+            "waited_seconds": 31.2,
+            "timeout_seconds": 45.0,
+        },
+        (
+            "waiting    31 of 45 s for worker 1 (a:2222): connection refused; worker 2 (b:2222): "
+            "no answer"
+        ),
+    ),
+    (
+        "watcher_silent",
+        {"seconds": 15.0},
+        (
+            "warning    this worker's watcher was silent for 15 s: it was told to go on, and is "
+            "killed if it doesn't"
+        ),
+    ),
+    (
         "verdict_not_written",
         {"reason": "no room"},
         "mnist-job: warning: no room",

@@ -133,8 +133,47 @@ def test_a_process_that_wants_no_others_does_not_look_for_them() -> None:
         ({"TF_CONFIG": tf_config(cluster={"worker": ["a", "b"]})}, "TF_CONFIG"),
         ({"TF_CONFIG": tf_config(cluster={"worker": ["a:x", "b:1"]})}, "TF_CONFIG"),
         ({"TF_CONFIG": tf_config(cluster={"chief": ["a:1"], "worker": ["b:1"]})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster={"chief": ["a:1", "b:1"]})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster={"chief": "a:1"})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster={"worker": [["a:1"], "b:1"]})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(cluster=["worker"])}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(task={"type": ["worker"], "index": 0})}, "TF_CONFIG"),
+        ({"TF_CONFIG": tf_config(task={"type": "chief", "index": 0})}, "TF_CONFIG"),
     ],
 )
 def test_a_cluster_that_cannot_work_is_refused(change: dict[str, str], named: str) -> None:
     with pytest.raises(ClusterError, match=named):
         Cluster.from_environment(INDEXED_JOB | change)
+
+
+CHIEF_AND_TWO = {"chief": ["c:2222"], "worker": ["a:2222", "b:2222"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "place"), [("chief", 0, 0), ("worker", 0, 1), ("worker", 1, 2)]
+)
+def test_a_chief_comes_before_the_workers(kind: str, index: int, place: int) -> None:
+    """TensorFlow's own form, and with the job's name Vertex AI's."""
+    task = {"type": kind, "index": index, "trial": ""}
+    text = tf_config(cluster=CHIEF_AND_TWO, task=task, job="{}", environment="cloud")
+    workers = Cluster.from_environment({"TF_CONFIG": text}).workers
+    assert workers == Workers(("c:2222", "a:2222", "b:2222"), place)
+    assert workers.is_chief is (kind == "chief")
+
+
+@pytest.mark.parametrize("cluster", [{"chief": ["c:1"]}, {"chief": ["c:1"], "worker": []}])
+def test_a_lone_chief_is_one_worker(cluster: dict[str, list[str]]) -> None:
+    text = tf_config(cluster=cluster, task={"type": "chief", "index": 0})
+    assert Cluster.from_environment({"TF_CONFIG": text}).workers == Workers()
+
+
+@pytest.mark.parametrize("unknown", ["ps", "evaluator"])
+def test_those_without_a_part_are_refused_by_name(unknown: str) -> None:
+    groups = CHIEF_AND_TWO | {unknown: ["d:1"]}
+    configs = [
+        tf_config(cluster=groups, task={"type": "chief", "index": 0}),
+        tf_config(cluster=CHIEF_AND_TWO, task={"type": unknown, "index": 0}),
+    ]
+    for text in configs:
+        with pytest.raises(ClusterError, match=f"names '{unknown}', which this job has no part"):
+            Cluster.from_environment({"TF_CONFIG": text})

@@ -35,6 +35,35 @@ def join(addresses):
         threading.Thread(target=peers.leave, args=(0,)).start()
 
 
+@contextlib.contextmanager
+def pretend(address: str, state: dict[str, object], silent: threading.Event | None = None):
+    """Answer at `address` as a watcher in the state `state` would, until `silent`."""
+    host, _, port = address.rpartition(":")
+    over = threading.Event()
+    whole = {"team": "run", "misses": [], "doubt": None, "end": None, "why": None} | state
+
+    def answer(connection):
+        with connection, connection.makefile("rwb") as stream, contextlib.suppress(OSError):
+            while stream.readline():
+                if silent is not None and silent.is_set():
+                    over.wait(10)
+                    return
+                stream.write(json.dumps(whole).encode() + b"\n")
+                stream.flush()
+
+    def serve(server):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                threading.Thread(target=answer, args=(connection,), daemon=True).start()
+
+    with socket.create_server((host, int(port) + 1)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        yield
+        over.set()
+        server.shutdown(socket.SHUT_RDWR)
+
+
 def until(condition, seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
@@ -98,26 +127,13 @@ def test_one_that_falls_silent_is_lost(join, addresses, monkeypatch):
     """A frozen process keeps its connections: the kernel even accepts new ones for it."""
     monkeypatch.setattr(peers_module, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(peers_module, "_INTERVAL_SECONDS", 0.1)
-    host, _, port = addresses[1].rpartition(":")
-
-    def answer_once(server):
-        connection, _ = server.accept()
-        with connection, connection.makefile("rwb") as stream:
-            stream.readline()
-            stream.write(json.dumps({"team": "run", "index": 1, "end": None}).encode() + b"\n")
-            stream.flush()
-            stopped.wait(10)
-
-    stopped = threading.Event()
-    with socket.create_server((host, int(port) + 1)) as server:
-        thread = threading.Thread(target=answer_once, args=(server,))
-        thread.start()
+    silent = threading.Event()
+    with pretend(addresses[1], {"index": 1}, silent):
         mine, _ = join(0), join(2)
         mine.meet(10)
+        silent.set()
         assert until(mine.lost, 5)
         assert "no answer" in mine.lost()
-        stopped.set()
-        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -158,3 +174,131 @@ def test_a_port_that_is_taken_is_an_error_of_the_cluster(addresses, offset):
     taken = socket.create_server(("127.0.0.1", port))
     with taken, pytest.raises(ClusterError, match=f"cannot listen on port {port} "):
         Membership(Workers(addresses, 0), "run")
+
+
+def test_all_start_when_all_have_met_all(join, addresses):
+    """As where a name that didn't resolve yet goes on not to, for one worker and for a while."""
+    late = free_ports(4)[3]  # not one of `addresses`
+    seen = Membership(Workers((f"127.0.0.1:{late}", *addresses[1:]), 1), "run")
+    mine, third = join(0), join(2)
+    began = time.monotonic()
+    with pytest.raises(TemporaryError, match=r"worker 1 .*: it has not reached worker 0 yet"):
+        mine.meet(1.5)
+    with pytest.raises(TemporaryError, match=r"worker 1 .*: it has not reached worker 0 yet"):
+        third.meet(0.1)
+    assert time.monotonic() - began < 5
+    meeting = [threading.Thread(target=one.meet, args=(20,)) for one in (mine, seen, third)]
+    for one in meeting:
+        one.start()
+    time.sleep(0.5)
+    assert all(one.is_alive() for one in meeting)
+    with relay(late + 1, addresses[0]):
+        for one in meeting:
+            one.join(10)
+        assert not any(one.is_alive() for one in meeting)
+        assert [one.lost() for one in (mine, seen, third)] == [None] * 3
+    seen.leave(0)
+
+
+@contextlib.contextmanager
+def relay(port: int, address: str):
+    """Lead whoever comes to `port` to the watcher of the worker at `address`."""
+    host, _, other = address.rpartition(":")
+
+    def carry(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(4096):
+                target.sendall(data)
+
+    def serve(server):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = server.accept()
+                far = socket.create_connection((host, int(other) + 1))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=carry, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        yield
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_one_that_takes_itself_for_another_is_refused(join, addresses):
+    with pretend(addresses[1], {"index": 2}):
+        mine, _ = join(0), join(2)
+        with pytest.raises(ClusterError, match=r"worker 1 .* takes itself for worker 2: give each"):
+            mine.meet(20)
+
+
+class Told:
+    """Progress that keeps its events."""
+
+    def __init__(self) -> None:
+        self.events: list[dict] = []
+
+    def beat(self) -> None:
+        pass
+
+    def event(self, name: str, **details: object) -> None:
+        self.events.append({"event": name, **details})
+
+
+def test_who_is_missing_is_said_at_once_and_again(join, addresses, monkeypatch):
+    monkeypatch.setattr(peers_module, "_FIRST_WORD_SECONDS", 0.3)
+    monkeypatch.setattr(peers_module, "_WORD_SECONDS", 0.5)
+    mine, _ = join(0), join(1)
+    told = Told()
+    assert until(lambda: mine._peers[0].met)
+    with pytest.raises(TemporaryError):
+        mine.meet(1.5, told)
+    assert [event["event"] for event in told.events] == ["waiting_for_workers"] * 3
+    assert [event["waited_seconds"] for event in told.events] == [
+        pytest.approx(seconds, abs=0.25) for seconds in (0.3, 0.8, 1.3)
+    ]
+    for event in told.events:
+        [missing] = event["missing"]
+        assert missing.startswith(f"worker 2 ({addresses[2]}): ")
+
+
+def test_one_that_goes_before_all_have_met_is_waited_for_again(join):
+    """Who has waited keeps its place: it would only have to wait for it again."""
+    mine, other = join(0), join(1)
+    assert until(lambda: mine._peers[0].met)
+    threading.Thread(target=other.leave, args=(75,)).start()
+    assert until(lambda: not mine._peers[0].met)
+    with pytest.raises(TemporaryError, match=r"worker 1 \(.*it ended with exit code 75"):
+        mine.meet(0.3)
+    time.sleep(2.5)  # until its port is free again
+    later = [join(1), join(2)]
+    for one in (mine, *later):
+        one.meet(10)
+        assert one.lost() is None
+
+
+@pytest.mark.parametrize("code", [78, 64])
+def test_one_that_would_fail_again_is_not_waited_for(join, code):
+    mine, other = join(0), join(1)
+    threading.Thread(target=other.leave, args=(code, "it says why")).start()
+    began = time.monotonic()
+    with pytest.raises(TemporaryError, match=rf"exit code {code} \(it says why\)"):
+        mine.meet(20)
+    assert time.monotonic() - began < 5
+
+
+def test_of_several_the_one_to_blame_is_named(join):
+    """Worker 1 ends since it lost worker 2; it is worker 2 that nobody hears of."""
+    everybody = [join(index) for index in range(3)]
+    for peers in everybody:
+        peers.meet(20)
+    mine, victim, frozen = everybody
+    frozen.doubt = "showed no life for 9 s"
+    assert until(lambda: mine.suspected() is not None)
+    assert mine.lost() is None
+    threading.Thread(target=victim.leave, args=(75, "lost somebody")).start()
+    assert until(mine.lost)
+    assert mine.lost().startswith("worker 2 ")
+    assert "is lost: it showed no life for 9 s" in mine.lost()
+    frozen.doubt = None
+    assert until(lambda: mine.lost().startswith("worker 1 "))
+    assert "it ended with exit code 75 (lost somebody)" in mine.lost()

@@ -13,7 +13,9 @@ import pytest
 from conftest import REPOSITORY, free_ports
 
 from job.errors import JobError, StoppedError
+from job.process.liveness import Liveness
 from job.process.preemption import Preemption
+from job.process.progress import Progress
 from job.workers import supervision
 
 
@@ -42,12 +44,12 @@ def worker(small_mnist, tmp_path):
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     started = []
 
-    def start(index: int, *flags: str) -> subprocess.Popen:
+    def start(index: int, *flags: str, **environment: str) -> subprocess.Popen:
         config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         words = ["--data", small_mnist, "--output", str(tmp_path), "--run-id", "r", *flags]
         process = subprocess.Popen(
             [sys.executable, "-m", "job", "train", *words],
-            env=os.environ | {"TF_CONFIG": json.dumps(config)},
+            env=os.environ | {"TF_CONFIG": json.dumps(config)} | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -63,11 +65,28 @@ def worker(small_mnist, tmp_path):
             process.wait()
 
 
+def until_epoch(process: subprocess.Popen) -> None:
+    for line in process.stdout:
+        if json.loads(line)["event"] == "epoch":
+            return
+    pytest.fail(process.communicate()[1])
+
+
+def worker_of(watcher: subprocess.Popen) -> int:
+    path = Path(f"/proc/{watcher.pid}/task/{watcher.pid}/children")
+    [child] = path.read_text().split()
+    return int(child)
+
+
+def both_end(chief: subprocess.Popen, other: subprocess.Popen) -> tuple[str, str]:
+    """Wait for two workers, and return what each said on standard error."""
+    errors = [process.communicate(timeout=60)[1] for process in (chief, other)]
+    return errors[0], errors[1]
+
+
 def test_sigterm_to_one_stops_all_after_saving(worker, tmp_path):
     chief, other = worker(0, "--epochs", "2000"), worker(1, "--epochs", "2000")
-    for line in chief.stdout:
-        if json.loads(line)["event"] == "epoch":
-            break
+    until_epoch(chief)
     other.send_signal(signal.SIGTERM)
     began = time.monotonic()
     _, of_chief = chief.communicate(timeout=60)
@@ -82,23 +101,175 @@ def test_sigterm_to_one_stops_all_after_saving(worker, tmp_path):
 def test_a_worker_that_somebody_killed_says_so(worker):
     """As the kernel does when memory runs out: the watcher is left, and must tell."""
     chief, other = worker(0, "--epochs", "2000"), worker(1, "--epochs", "2000")
-    for line in chief.stdout:
-        if json.loads(line)["event"] == "epoch":
-            break
-    children = Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text().split()
-    assert len(children) == 1
-    os.kill(int(children[0]), signal.SIGKILL)
-    _, of_other = other.communicate(timeout=60)
-    _, of_chief = chief.communicate(timeout=60)
+    until_epoch(chief)
+    os.kill(worker_of(other), signal.SIGKILL)
+    of_chief, of_other = both_end(chief, other)
     assert (chief.returncode, other.returncode) == (75, 137), of_chief + of_other
     assert of_other.count("\n") == 1
     assert "the worker was killed by signal 9" in of_other
+    assert "worker 1 (127.0.0.1:" in of_chief
+    assert "is lost: it ended with exit code 137 (the worker was killed by signal 9" in of_chief
+    assert of_chief.count("run all workers again") == 1
+
+
+# Run by each Python process of a worker as it starts: patience that a test has, and a harm.
+SHORTER = """
+import os, time
+from job.workers import membership, supervision, watchdog
+membership.SILENCE_SECONDS = supervision.SILENCE_SECONDS = 3.0
+watchdog.FROZEN_SECONDS, watchdog.HUNG_SECONDS, watchdog.DOUBT_SECONDS = 5.0, 5.0, 2.0
+watchdog._AWAKEN_BEATS, watchdog._END_BEATS = 5, 9
+moved = watchdog.moved
+def moved_and_hang(seconds):
+    moved(seconds)
+    while os.path.exists(os.environ["HANG"]):
+        time.sleep(0.1)
+watchdog.moved = moved_and_hang
+"""
+
+
+@pytest.fixture
+def impatient(tmp_path) -> dict[str, str]:
+    """Return variables by which workers wait for seconds where they would for half a minute."""
+    folder = tmp_path / "impatient"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SHORTER)
+    return {"PYTHONPATH": str(folder), "HANG": str(tmp_path / "hang")}
+
+
+def test_a_worker_that_hangs_while_a_thread_of_it_beats(worker, impatient, tmp_path):
+    other_too = impatient | {"HANG": str(tmp_path / "never")}
+    chief = worker(0, "--epochs", "2000", **other_too)
+    other = worker(1, "--epochs", "2000", **impatient)
+    until_epoch(chief)
+    (tmp_path / "hang").touch()
+    began = time.monotonic()
+    of_chief, of_other = both_end(chief, other)
+    assert time.monotonic() - began < 30
+    assert (chief.returncode, other.returncode) == (75, 75), of_chief + of_other
+    assert '"error": "the worker did no step for ' in of_other
+    assert '"error": "worker 1 (127.0.0.1:' in of_chief
+    assert "it did no step for " in of_chief or "the worker did no step for " in of_chief
+
+
+def test_a_frozen_worker_is_named_by_all(worker, impatient):
+    chief, other = (worker(index, "--epochs", "2000", **impatient) for index in (0, 1))
+    until_epoch(chief)
+    os.kill(worker_of(other), signal.SIGSTOP)
+    of_chief, of_other = both_end(chief, other)
+    assert (chief.returncode, other.returncode) == (75, 75), of_chief + of_other
+    assert '"error": "the worker showed no life for ' in of_other
+    assert '"error": "worker 1 (127.0.0.1:' in of_chief
+    assert "showed no life for " in of_chief
+
+
+FAILING = """
+from job.errors import OutputError
+def fail(seconds):
+    raise OutputError("the battery is empty: charge it")
+if "FAILS" in os.environ:
+    watchdog.moved = fail
+"""
+
+
+def test_a_worker_that_fails_tells_the_others_why(worker, impatient, tmp_path):
+    with (tmp_path / "impatient" / "sitecustomize.py").open("a") as file:
+        file.write(FAILING)
+    chief = worker(0, "--epochs", "2000", **impatient)
+    other = worker(1, "--epochs", "2000", FAILS="yes", **impatient)
+    of_chief, of_other = both_end(chief, other)
+    assert (chief.returncode, other.returncode) == (75, 74), of_chief + of_other
+    why = "the battery is empty: charge it"
+    assert f'"error": "{why}"' in of_other
+    assert f"is lost: it ended with exit code 74 ({why})" in of_chief
+
+
+SLOW_SAVE = """
+from job.training import checkpoint
+save = checkpoint.Checkpoints.save
+def slow_save(*arguments):
+    time.sleep(8)
+    save(*arguments)
+checkpoint.Checkpoints.save = slow_save
+"""
+
+
+@pytest.mark.slow
+def test_a_slow_store_is_no_hang(worker, impatient, tmp_path):
+    with (tmp_path / "impatient" / "sitecustomize.py").open("a") as file:
+        file.write(SLOW_SAVE)
+    both = [worker(index, "--epochs", "2", **impatient) for index in (0, 1)]
+    errors = both_end(both[0], both[1])
+    assert [process.returncode for process in both] == [0, 0], errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_frozen_worker_is_named_by_all_in_time(worker, victim):
+    """As long as it takes: here TensorFlow notices before the frozen one's watcher is sure."""
+    both = worker(0, "--epochs", "10000"), worker(1, "--epochs", "10000")
+    until_epoch(both[0])
+    os.kill(worker_of(both[victim]), signal.SIGSTOP)
+    began = time.monotonic()
+    errors = both_end(*both)
+    assert time.monotonic() - began < 60
+    assert [process.returncode for process in both] == [75, 75], errors
+    assert '"error": "the worker showed no life for ' in errors[victim]
+    assert f'"error": "worker {victim} (127.0.0.1:' in errors[1 - victim]
+    assert "showed no life for " in errors[1 - victim]
+
+
+def test_a_frozen_watcher_is_woken_by_its_worker(worker, impatient):
+    """It would keep its pod until the liveness probe ends it, minutes later, and be counted."""
+    chief, other = (worker(index, "--epochs", "2000", **impatient) for index in (0, 1))
+    until_epoch(chief)
+    other.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    of_chief, of_other = both_end(chief, other)
+    assert time.monotonic() - began < 50
+    assert (chief.returncode, other.returncode) == (75, 75), of_chief + of_other
+    assert '"error": "the watcher was paused for ' in of_other
+    assert '"error": "worker 1 (127.0.0.1:' in of_chief
+    assert "is lost: no answer for 3 s" in of_chief
+
+
+@pytest.mark.slow
+def test_a_frozen_watcher_is_woken_by_its_worker_in_time(worker):
+    chief, other = worker(0, "--epochs", "10000"), worker(1, "--epochs", "10000")
+    until_epoch(chief)
+    other.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    of_chief, of_other = both_end(chief, other)
+    assert time.monotonic() - began < 60
+    assert (chief.returncode, other.returncode) == (75, 75), of_chief + of_other
+
+
+@pytest.mark.slow
+def test_a_cluster_that_forms_late_is_waited_for(worker):
+    """TensorFlow holds Python's lock meanwhile, so that the chief shows no life, and is well."""
+    both = worker(0, "--epochs", "2"), worker(1, "--epochs", "2")
+    deadline = time.monotonic() + 60
+    late = None
+    while late is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+        children = Path(f"/proc/{both[1].pid}/task/{both[1].pid}/children").read_text().split()
+        late = int(children[0]) if children else None
+    os.kill(late, signal.SIGSTOP)
+    time.sleep(supervision.watchdog.FROZEN_SECONDS + 15)
+    os.kill(late, signal.SIGCONT)
+    errors = both_end(*both)
+    assert [process.returncode for process in both] == [0, 0], errors
 
 
 class Unbothered:
     """Membership that are never lost."""
 
+    doubt: str | None = None
+
     def lost(self) -> None:
+        return None
+
+    def suspected(self) -> None:
         return None
 
 
@@ -133,7 +304,7 @@ def test_a_worker_that_a_signal_ends_before_it_could_take_it(
     sender.start()
     try:
         with pytest.raises(error) as caught:
-            supervision._watch([], Unbothered(), preemption)
+            supervision._watch([], Unbothered(), preemption, Progress())
     finally:
         sender.join()
         for one, handler in before.items():
@@ -142,9 +313,30 @@ def test_a_worker_that_a_signal_ends_before_it_could_take_it(
     assert ("killed by signal" in str(caught.value)) is not sent_by_us
 
 
+@pytest.mark.parametrize(
+    ("says", "shown"), [("(\\n", True), ("+0.5\\n(\\n", False), (".\\n", False)]
+)
+def test_liveness_is_shown_for_a_worker_that_waits_for_others(says, shown, tmp_path, monkeypatch):
+    """The chief may publish for longer than a probe allows; who should move shows it itself."""
+    script = tmp_path / "worker"
+    script.write_text(
+        f"#!/bin/bash\nprintf '{says}' >&$MNIST_JOB_INTERNAL_PULSE\nsleep 1\nexit 7\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(supervision.sys, "executable", str(script))
+    file = tmp_path / "alive"
+    progress = Progress(liveness=Liveness(str(file)))
+    file.unlink()
+    assert supervision._watch([], Unbothered(), Preemption(), progress) == (7, "")
+    assert file.exists() is shown
+
+
 def test_sigterm_while_waiting_for_the_others(worker, tmp_path):
     alone = worker(0)
-    time.sleep(2)
+    event = json.loads(alone.stdout.readline())
+    assert event["event"] == "waiting_for_workers"
+    assert event["missing"][0].startswith("worker 1 (127.0.0.1:")
+    assert event["timeout_seconds"] == 45
     alone.send_signal(signal.SIGTERM)
     _, errors = alone.communicate(timeout=30)
     assert alone.returncode == 143
@@ -169,3 +361,18 @@ def test_of_a_finished_run_no_worker_waits_for_others(worker, trained, tmp_path)
     assert alone.returncode == 0
     told = [json.loads(line)["event"] for line in output.splitlines()]
     assert told == ["started", "already_complete"]
+
+
+def test_workers_import_nothing_from_the_current_folder(foreign_folder):
+    """Watchers by the script, workers by their watchers: each is a Python process of its own."""
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts" / "multiworker-local", "2", "--data", "no.npz"],
+        cwd=foreign_folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 66, done.stdout + done.stderr
+    assert done.stdout.count("no.npz does not exist") == 2
+    assert "current folder" not in done.stdout + done.stderr
