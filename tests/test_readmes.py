@@ -318,6 +318,7 @@ def test_the_house_names_all_of_its_rooms() -> None:
 def terminal(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, REPOSITORY / "scripts" / "terminal.py", *words],
+        env=os.environ | {"MAKELEVEL": "1", "MAKEFLAGS": "w"},  # as `make picture` starts it
         capture_output=True,
         text=True,
         check=False,
@@ -332,11 +333,14 @@ def texts_of(picture: Path) -> list[str]:
 
 def test_the_picture_shows_what_a_terminal_did(tmp_path: Path) -> None:
     picture = tmp_path / "picture.svg"
-    said = "import sys; print('a < b & c', sys.stdout.isatty()); print('   deep')"
+    said = (
+        "import os, sys; print('a < b & c', sys.stdout.isatty(), 'MAKELEVEL' in os.environ); "
+        "print('   deep')"
+    )
     made = terminal("--output", str(picture), "--", sys.executable, "-c", said)
     assert made.returncode == 0, made.stderr
     texts = texts_of(picture)
-    assert texts[-2:] == ["a < b & c True", "deep"]
+    assert texts[-2:] == ["a < b & c True False", "deep"]
     assert texts[-3].startswith("$ ")
 
 
