@@ -10,7 +10,7 @@ BASE ?= python:3.12-slim
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test check format seeds bench chaos chaos-storage image image-test \
-	image-sizes lock lock-peers clean
+	image-sizes picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -71,7 +71,6 @@ image-sizes: ## Print what the image weighs, and what in it does
 chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (some 15 minutes)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
 
-.PHONY: picture
 picture: $(READY) ## Draw the README's terminal from a real `make train`
 	@$(BIN)/python scripts/terminal.py $(ARGS)
 

@@ -22,15 +22,6 @@ TOPS = ("job", "k8s", "scripts", "tests")
 TEXTS = sorted(
     [*REPOSITORY.glob("*.md"), *(p for top in TOPS for p in (REPOSITORY / top).rglob("*.md"))]
 )
-SOURCES = [
-    *(REPOSITORY / name for name in ("Makefile", "Dockerfile", "pyproject.toml")),
-    *(
-        path
-        for top in TOPS
-        for path in (REPOSITORY / top).rglob("*")
-        if path.suffix in {".py", ".yaml", ".sh", ""} and path.is_file()
-    ),
-]
 COMMAND = typer.main.get_command(cli.app)
 # Flags of other programs that the texts speak of; each is theirs, and none of ours.
 FOREIGN = {"--delete-emptydir-data", "--isolation", "--volume"}
@@ -283,19 +274,6 @@ def test_every_path_in_a_text_is_there(path: Path) -> None:
     for word in words:
         if re.fullmatch(r"(job|k8s|scripts|tests)/[\w./-]+", word) and word != "job/mnist-train":
             assert (REPOSITORY / word).exists(), word
-
-
-def test_every_readme_that_the_code_speaks_of_is_there() -> None:
-    for source in SOURCES:
-        for named in re.findall(r"\b((?:job|k8s|scripts)/[\w/]*README\.md)", _text(source)):
-            assert (REPOSITORY / named).exists(), (source, named)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except UnicodeDecodeError:
-        return ""
 
 
 def test_the_house_names_all_of_its_rooms() -> None:
