@@ -205,9 +205,10 @@ def _telling_how_to_go_on(run_id: str, *, alone: bool) -> Iterator[None]:
             raise
         raise type(error)(f"{error}; go on with: {shlex.join(words)}") from error
     except KeyboardInterrupt:
-        stopped = JobError(f"interrupted, the work is saved; go on with: {shlex.join(words)}")
-        stopped.exit_code = verdict.EXIT_INTERRUPTED
-        raise stopped from None
+        raise JobError(
+            f"interrupted, the work is saved; go on with: {shlex.join(words)}",
+            exit_code=verdict.EXIT_INTERRUPTED,
+        ) from None
 
 
 def _progress_aside(timeout: float, anonymous: bool, cache: str | None) -> Progress:

@@ -83,9 +83,10 @@ def _train(flags: Sequence[str], run: Path, stop_after_seconds: float | None = N
         return None
     if process.returncode == StoppedError.exit_code and stop_after_seconds is not None:
         return step
-    failed = JobError(f"the drill's training failed: {errors.strip()[-300:]}")
-    failed.exit_code = process.returncode if process.returncode > 0 else JobError.exit_code
-    raise failed
+    raise JobError(
+        f"the drill's training failed: {errors.strip()[-300:]}",
+        exit_code=process.returncode if process.returncode > 0 else None,
+    )
 
 
 def _compare(one: Path, other: Path) -> str:

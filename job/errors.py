@@ -23,6 +23,12 @@ class JobError(Exception):
 
     exit_code: int = 70
 
+    def __init__(self, message: str = "", *, exit_code: int | None = None) -> None:
+        """Say what happened; `exit_code` is given where the process ends with another's code."""
+        super().__init__(message)
+        if exit_code is not None:
+            self.exit_code = exit_code
+
     def __str__(self) -> str:
         """Return the message folded into one printable line: it may quote foreign files."""
         line = " ".join(super().__str__().split())

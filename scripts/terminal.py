@@ -49,8 +49,10 @@ def shown(command: list[str]) -> tuple[int, list[str]]:
     They are passed on meanwhile, so that whoever waits sees them too.
     """
     ours, theirs = pty.openpty()
+    # As a person's terminal would have it: a make that calls this tells the one below of itself.
+    environment = {name: os.environ[name] for name in os.environ if not name.startswith("MAKE")}
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=REPOSITORY, close_fds=True
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=REPOSITORY, env=environment
     )
     os.close(theirs)
     seen = bytearray()

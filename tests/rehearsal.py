@@ -72,9 +72,7 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
         )
 
     net = SimpleNamespace(count_params=lambda: 1)
-    devices = SimpleNamespace(
-        tensorflow="0", keras="0", strategy="none", replicas=1, devices=("none",)
-    )
+    devices = SimpleNamespace(strategy="none", replicas=1, devices=("none",))
     collectives = SimpleNamespace(
         is_chief=True, check_alike=lambda *_: None, wait=lambda: None, total=list
     )

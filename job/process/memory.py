@@ -25,7 +25,7 @@ def refusal(error: BaseException, advice: str) -> ClusterError | None:
         error: anything that was raised.
         advice: what to do about it.
     """
-    if isinstance(error, JobError) or not _ran_out(error):
+    if isinstance(error, JobError) or not ran_out(error):
         return None
     return ClusterError(f"out of memory ({_told(error)}): {advice}")
 
@@ -45,7 +45,8 @@ def explained(advice: str) -> Iterator[None]:
         raise refused from error
 
 
-def _ran_out(error: BaseException) -> bool:
+def ran_out(error: BaseException) -> bool:
+    """Tell whether `error` says that memory ran out."""
     if isinstance(error, MemoryError):
         return True
     # By name, since whoever asks may not have imported TensorFlow.

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import keras
 import tensorflow as tf
 
 from job.errors import ClusterError
@@ -19,8 +18,6 @@ class Devices:
     """Devices that share each batch, over all workers."""
     devices: tuple[str, ...]
     """Names of this machine's, such as `NVIDIA H100` or `CPU`."""
-    tensorflow: str
-    keras: str
 
 
 def choose(
@@ -115,6 +112,4 @@ def describe(strategy: tf.distribute.Strategy) -> Devices:
         replicas=strategy.num_replicas_in_sync,
         # Several logical devices may share a physical one.
         devices=tuple((named * len(names))[: len(names)]),
-        tensorflow=tf.__version__,
-        keras=keras.__version__,
     )

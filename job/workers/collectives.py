@@ -13,6 +13,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from job.errors import ClusterError, TemporaryError
+from job.process import memory
 from job.workers import watchdog
 from job.workers.cluster import Workers
 
@@ -95,7 +96,7 @@ class Collectives:
         try:
             yield
         except tf.errors.OpError as error:
-            if self.size == 1 or isinstance(error, _OUR_OWN):
+            if self.size == 1 or isinstance(error, _OUR_OWN) or memory.ran_out(error):
                 raise
             known = watchdog.fault(HEARSAY_SECONDS)
             raise TemporaryError(

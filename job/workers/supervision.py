@@ -6,6 +6,7 @@ other; what this one knows of the worker, and why it ended, the others learn thr
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,7 +23,6 @@ from job.workers.watchdog import PULSE, RUN_AGAIN, Signs
 GRACE_SECONDS = 15.0  # for a worker whose peer is lost: TensorFlow tells it so in one to nine
 HEARSAY_SECONDS = 3.0
 _LOOK_SECONDS = 0.1
-_SIGKILL = 9  # by POSIX; only the system or a person sends it to a worker unasked
 
 
 def supervise(
@@ -105,19 +105,19 @@ def _watch(
     if preemption.took(-code) and (stopped := preemption.reason()) is not None:
         raise stopped  # the worker was told before it had come up far enough to take it
     # A worker may stumble over a lost peer before its watcher has heard of that.
-    deadline = time.monotonic() + (0 if code == -_SIGKILL else HEARSAY_SECONDS)
+    # Not after SIGKILL, which only the system or a person sends to a worker unasked.
+    deadline = time.monotonic() + (0 if code == -signal.SIGKILL else HEARSAY_SECONDS)
     while (problem := problem or membership.lost()) is None and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     if problem is not None:
         raise TemporaryError(f"{problem}; the worker was ended: {RUN_AGAIN}")
     if code > 0:
         return code, signs.why
-    killed = JobError(
+    raise JobError(
         f"the worker was killed by signal {-code}, sent by the system (out of memory?) or by "
-        f"somebody; if memory ran out, give it more: {RUN_AGAIN}"
+        f"somebody; if memory ran out, give it more: {RUN_AGAIN}",
+        exit_code=128 - code,  # as shells have it
     )
-    killed.exit_code = 128 - code  # as shells have it
-    raise killed
 
 
 def _own_problem(signs: Signs, membership: Membership, paused_seconds: float) -> str | None:
