@@ -206,9 +206,10 @@ def relay(port: int, address: str):
     host, _, other = address.rpartition(":")
 
     def carry(source, target):
-        with contextlib.suppress(OSError):
+        with source, contextlib.suppress(OSError):
             while data := source.recv(4096):
                 target.sendall(data)
+            target.shutdown(socket.SHUT_RDWR)
 
     def serve(server):
         with contextlib.suppress(OSError):
