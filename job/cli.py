@@ -37,6 +37,7 @@ app = typer.Typer(
 
 @app.command()
 def train(
+    context: typer.Context,
     data: flags.Data = RunConfig.data,
     output: flags.Output = RunConfig.output,
     run_id: flags.RunId = None,
@@ -91,10 +92,10 @@ def train(
     )
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness)
+    _use_storage(storage_timeout, anonymous, cache, progress)
     if not watchdog.is_supervised():  # its watcher has said so
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
-    _use_storage(storage_timeout, anonymous, cache, progress)
     flags.warn_of_unknown_variables(os.environ, progress)
     preemption = Preemption(time_limit)
     preemption.install()
@@ -107,13 +108,13 @@ def train(
         elif RunFolder(config.place).finished(config) is None:
             team = f"{config.run_id} {config.digest}"
             code = supervision.supervise(
-                sys.argv[1:], cluster.workers, team, peer_timeout, preemption, progress
+                context.obj, cluster.workers, team, peer_timeout, preemption, progress
             )
             raise typer.Exit(code)
     from job.run import train_run  # noqa: PLC0415
 
     alone = cluster.workers.count == 1
-    with watchdog.telling_why(), _telling_how_to_go_on(config.run_id, alone=alone):
+    with watchdog.telling_why(), _telling_how_to_go_on(context.obj, config.run_id, alone=alone):
         document = train_run(config, cluster, preemption, progress)
     return verdict.success(str(config.place), document)
 
@@ -190,23 +191,22 @@ def drill(context: typer.Context) -> None:
 
 
 @contextlib.contextmanager
-def _telling_how_to_go_on(run_id: str, *, alone: bool) -> Iterator[None]:
-    """Add to whatever stops the run the command that goes on with it, a fresh run id included.
+def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> Iterator[None]:
+    """Add to whatever stops the run of `words` the command that goes on with it, run id included.
 
     Several workers were given their run id, and say themselves that all must be run again.
     """
-    words = [PROGRAM, *sys.argv[1:]]
-    if not any(word.partition("=")[0] == "--run-id" for word in words):
-        words += ["--run-id", run_id]
+    named = any(word.partition("=")[0] == "--run-id" for word in words)
+    command = shlex.join([PROGRAM, *words, *([] if named else ["--run-id", run_id])])
     try:
         yield
     except (StoppedError, TemporaryError) as error:
         if not alone:
             raise
-        raise type(error)(f"{error}; go on with: {shlex.join(words)}") from error
+        raise type(error)(f"{error}; go on with: {command}") from error
     except KeyboardInterrupt:
         raise JobError(
-            f"interrupted, the work is saved; go on with: {shlex.join(words)}",
+            f"interrupted, the work is saved; go on with: {command}",
             exit_code=verdict.EXIT_INTERRUPTED,
         ) from None
 
@@ -248,8 +248,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after the program's name; those of this process if None.
     """
-    words = sys.argv[1:] if arguments is None else arguments
-    code, ended = _run(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    code, ended = _run(words)
     try:
         _tell(words, ended)
     except (StoppedError, KeyboardInterrupt):  # a signal raises once, and here it comes too late
@@ -257,11 +257,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(arguments: Sequence[str] | None) -> tuple[int, dict[str, Any] | None]:
+def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
     """Run one command; return its exit code and the verdict on it, if it has one."""
     command = typer.main.get_command(app)
     try:
-        ended = command.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        ended = command.main(words, prog_name=PROGRAM, standalone_mode=False, obj=words)
     except JobError as error:
         return _failed(str(error), error.exit_code)
     except typer.TyperException as error:
@@ -299,8 +299,8 @@ def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
     progress = Progress(wanted or "auto", sys.stderr)
     if ended["code"] != 0:
         progress.event("failed", error=ended["error"], code=ended["code"])
-    place = verdict.place(words, os.environ)
-    if (refusal := verdict.write(place, ended)) is not None:
+    path = verdict.path(words, os.environ)
+    if (refusal := verdict.write(path, ended)) is not None:
         progress.event("verdict_not_written", reason=refusal)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from job.errors import JobError, StoppedError
+from job.errors import JobError, StoppedError, UsageError
 from job.results import publishing
 from job.results.publishing import RunFolder
 from job.storage import Place
@@ -49,7 +49,7 @@ def drill(flags: Sequence[str], say: Callable[[str], None]) -> None:
             if step is not None and step < steps:
                 break
         else:
-            raise JobError(
+            raise UsageError(
                 f"the training is too short to be stopped: all {TRIES} signals came after it; give "
                 "more --epochs"
             )
@@ -62,10 +62,10 @@ def drill(flags: Sequence[str], say: Callable[[str], None]) -> None:
 
 def _train(flags: Sequence[str], run: Path, stop_after_seconds: float | None = None) -> int | None:
     """Run the job; return the step it was stopped at, or None if it was not."""
-    place = ["--output", str(run.parent), "--run-id", run.name, "--log", "json"]
+    own = ["--output", str(run.parent), "--run-id", run.name, "--log", "json"]
     process = subprocess.Popen(
         # Safe from whatever is called `job` or `json` in the current folder.
-        [sys.executable, "-P", "-m", "job", "train", *BRIEF, *flags, *place],
+        [sys.executable, "-P", "-m", "job", "train", *BRIEF, *flags, *own],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

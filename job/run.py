@@ -79,7 +79,7 @@ def train_run(
             progress.event("worker_done", worker=cluster.workers.index)
             return folder.finished(config)
 
-        watch.lap()
+        watch.lap()  # the training has timed itself
         with preemption.deferred():
             scores, files = _score(net, dataset, folder, progress)
         evaluate_seconds = watch.lap()
@@ -181,7 +181,7 @@ def _leaving_a_verdict(attempt: _Attempt, progress: Progress) -> Iterator[None]:
         yield
     except BaseException as error:
         if attempt.number:
-            place, record = attempt.folder.end(attempt.number), verdict.of_error(error)
+            place, record = attempt.folder.attempt_end(attempt.number), verdict.of_error(error)
             # Aside, and not for long: SIGKILL follows SIGTERM, and a store may not answer.
             writing = runtime.beside(lambda: storage.create(place, publishing.to_json(record)))
             try:
@@ -216,12 +216,12 @@ def _where_to_begin(
             if (saved := checkpoints.restore(owner)) is not None:
                 threads = saved.made_by[-1]["threads"] if saved.made_by else []
                 known = len(threads) == workers.count
-                return replace(fresh, cores=threads[workers.index] if known else saved.cores)
+                return replace(fresh, threads=threads[workers.index] if known else saved.threads)
         return fresh
     restored = checkpoints.restore(owner)
     if restored is None:
         return fresh
-    progress.event("resumed", step=restored.step, cores=restored.cores)
+    progress.event("resumed", step=restored.step, threads=restored.threads)
     return restored
 
 
@@ -239,7 +239,7 @@ def _prepare(
     Returns:
         The model, the workers, and what the bits of the run depend on beside config and data.
     """
-    runtime.limit_threads(start.cores)
+    runtime.limit_threads(start.threads)
     from job.training import model, strategy  # noqa: PLC0415
     from job.workers.collectives import Collectives  # noqa: PLC0415
 
@@ -247,7 +247,7 @@ def _prepare(
     chosen = strategy.choose(config.strategy, workers, require_gpu=config.require_gpu)
     preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow
     devices = strategy.describe(chosen)
-    progress.event("device_chosen", devices=list(devices.devices), cores=start.cores)
+    progress.event("device_chosen", devices=list(devices.devices), threads=start.threads)
     with chosen.scope():
         net = model.build(
             config.model,
@@ -258,11 +258,11 @@ def _prepare(
         )
     collectives = Collectives(chosen, workers)
     collectives.check_alike("data", dataset.fingerprint)
-    mine = [start.cores if index == workers.index else 0 for index in range(workers.count)]
+    mine = [start.threads if index == workers.index else 0 for index in range(workers.count)]
     threads = [int(count) for count in collectives.total(mine)]
-    if start.cores != threads[0]:
+    if start.threads != threads[0]:
         progress.event(
-            "threads_differ", worker=workers.index, threads=start.cores, chief_threads=threads[0]
+            "threads_differ", worker=workers.index, threads=start.threads, chief_threads=threads[0]
         )
     return net, collectives, provenance.in_force(attempt.facts, devices, threads)
 

@@ -31,9 +31,10 @@ PREDICT_FLAGS = [
 ]  # fmt: skip
 
 
-def assert_one_line(finished, code, *words):
+def assert_one_line(finished, code, *words, started=False):
     assert finished.code == code, finished
-    assert finished.out == ""
+    assert finished.out.count("\n") == started  # the line that a training begins with
+    assert ("start" in finished.out) is started
     assert finished.err.count("\n") == 1
     if finished.err.startswith("{"):  # in the form of the run's log
         said = json.loads(finished.err)
@@ -289,14 +290,14 @@ def test_bad_inputs_from_end_to_end(command, tmp_path, trained, small_mnist, cod
         if words[0] == "--image":
             good += ["--weights", trained]
         failed = command(name, *good, *words)
-        assert_one_line(failed, code, str(words[1]))
+        assert_one_line(failed, code, str(words[1]), started=name == "train")
     assert not (tmp_path / "out").exists()
 
 
 def test_batch_larger_than_the_data(command, small_mnist, tmp_path):
     flags = ["--data", small_mnist, "--output", tmp_path / "out", "--batch-size", 2001]
     failed = command("train", *flags, "--log", "text")
-    assert_one_line(failed, 64, "2,001", "2,000")
+    assert_one_line(failed, 64, "2,001", "2,000", started=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -415,8 +416,8 @@ def test_every_stop_gives_the_command_that_goes_on(monkeypatch, capfd, raised, c
 
     monkeypatch.setattr(run, "train_run", stop)
     words = ["train", "--output", "an output", "--log", "text", *named]
-    monkeypatch.setattr(sys, "argv", ["mnist-job", *words])
-    assert cli.main() == code
+    monkeypatch.setattr(sys, "argv", ["scripts/train_model.py"])  # which gives words of its own
+    assert cli.main(words) == code
     error = capfd.readouterr().err
     assert error.startswith(f"mnist-job: error: {said}; go on with: mnist-job train ")
     command = shlex.split(error.partition("go on with: ")[2].rpartition(" (exit")[0])

@@ -653,5 +653,5 @@ def test_how_long_credentials_may_take_is_told() -> None:
 def test_the_verdict_that_outlives_its_pod_is_told_by_its_name() -> None:
     folder = RunFolder(parse("/runs/r"))
     text = (K8S / "README.md").read_text()
-    for place in (folder.attempt(1), folder.end(1), folder.metrics):
+    for place in (folder.attempt(1), folder.attempt_end(1), folder.metrics):
         assert f"\n{str(place).replace('/runs/r', '<run>')} " in text

@@ -356,7 +356,7 @@ def test_a_learning_rate_that_is_not_to_blame_is_not_blamed(
     monkeypatch.setattr(Loop, "means", lambda *_: (np.nan, 0.1))
     flags = ["--data", small_mnist, "--output", tmp_path, "--epochs", 1]
     failed = command("train", *flags, "--run-id", "plain")
-    assert failed.code == 70
+    assert failed.code == 65
     assert "no flag explains that (--learning-rate is 0.003)" in failed.err
     coarse = command("train", *flags, "--run-id", "coarse", "--precision", "mixed_bfloat16")
     assert coarse.code == 64
@@ -506,12 +506,12 @@ def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monke
     def begins() -> State:
         return run._where_to_begin(attempt, checkpoints, config, dataset, workers, progress)
 
-    assert begins().cores == 3  # nothing was saved
+    assert begins().threads == 3  # nothing was saved
     owner = {"config": config.digest, "data": "f"}
     Checkpoints(Place.of(tmp_path / "checkpoints"), 0, progress).save(
-        State(owner, cores=7, step=4, made_by=had)
+        State(owner, threads=7, step=4, made_by=had)
     )
-    assert (begins().cores, begins().step) == (takes, 0)
+    assert (begins().threads, begins().step) == (takes, 0)
 
 
 def test_loading_and_scoring_beat_between_their_pieces(small_mnist, tmp_path, command, monkeypatch):

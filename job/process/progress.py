@@ -69,7 +69,7 @@ def _started(details: Mapping[str, Any]) -> str:
 
 
 def _device_chosen(details: Mapping[str, Any]) -> str:
-    return f"device     {', '.join(details['devices'])} ({details['cores']} cores)"
+    return f"device     {', '.join(details['devices'])} ({details['threads']} threads)"
 
 
 def _compiled(details: Mapping[str, Any]) -> str:
@@ -88,7 +88,7 @@ def _epoch(details: Mapping[str, Any]) -> str:
 
 
 def _resumed(details: Mapping[str, Any]) -> str:
-    return f"resumed    after step {details['step']:,}, with {details['cores']} threads as before"
+    return f"resumed    after step {details['step']:,}, with {details['threads']} threads as before"
 
 
 def _resumed_differently(details: Mapping[str, Any]) -> str:

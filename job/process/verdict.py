@@ -26,7 +26,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _STOPPED = (StoppedError.exit_code, EXIT_INTERRUPTED)
 
 
-def place(
+def path(
     words: Sequence[str], environment: Mapping[str, str], default: str = KUBERNETES_LOG
 ) -> str | None:
     """Return the path that a verdict goes to, or None for nowhere.

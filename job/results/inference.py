@@ -91,8 +91,8 @@ class Published:
             DataError: the weights don't fit it.
         """
         runtime.prepare_tensorflow()
-        place = Cluster.from_environment(os.environ, together=False)
-        cores = runtime.available_cores(container_limit=place.cpu_limit)
+        cluster = Cluster.from_environment(os.environ, together=False)
+        cores = runtime.available_cores(container_limit=cluster.cpu_limit)
         runtime.limit_threads(runtime.wanted_threads(os.environ, cores))
         runtime.import_tensorflow()
         from job.results import weights  # noqa: PLC0415

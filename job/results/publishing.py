@@ -67,7 +67,7 @@ class RunFolder:
         """Say where the record of an attempt, counted from 1, lies."""
         return self.place / f"attempts/{number:04}.json"
 
-    def end(self, number: int) -> Place:
+    def attempt_end(self, number: int) -> Place:
         """Say where the record of how an attempt failed or was stopped lies."""
         return self.place / f"attempts/{number:04}-end.json"
 

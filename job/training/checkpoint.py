@@ -36,7 +36,7 @@ class State:
 
     owner: dict[str, str]
     """Digests of the config and the data that the state belongs to."""
-    cores: int
+    threads: int
     """Threads that TensorFlow computes with: the bits of a sum depend on them."""
     step: int = 0
     """Optimizer steps done."""
@@ -95,6 +95,7 @@ def from_bytes(data: bytes, uri: str) -> State:
                 f"{uri} was written by another version of this job: choose a new run id"
             )
         lists = {"history": tuple(facts["history"]), "made_by": tuple(facts.get("made_by", ()))}
+        facts.setdefault("threads", facts.pop("cores", None))  # its name before
         return State(arrays=arrays, **{**facts, **lists})
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{uri} is no checkpoint of this job ({str(error)[:80]})") from error

@@ -58,15 +58,15 @@ class Feed:
             the one after the last; and how many steps of the epoch lie before them.
         """
         if self.most_steps is None:
-            place = tf.constant(first), tf.constant(first + count), tf.constant(0)
-            return *self._resident, tf.constant(order), tf.constant(rates), *place
+            span = tf.constant(first), tf.constant(first + count), tf.constant(0)
+            return *self._resident, tf.constant(order), tf.constant(rates), *span
         rows = order[first : first + count]
         whole = self._dataset.x_train, self._dataset.y_train
         shard = (self._on_each(partial(self._shard, array, rows)) for array in whole)
         part = np.zeros(self.most_steps, np.float32)
         part[:count] = rates[first : first + count]
-        place = tf.constant(0), tf.constant(count), tf.constant(first)
-        return *shard, self._in_shard, tf.constant(part), *place
+        span = tf.constant(0), tf.constant(count), tf.constant(first)
+        return *shard, self._in_shard, tf.constant(part), *span
 
     def _shard(
         self, array: npt.NDArray[Any], rows: npt.NDArray[np.int32], replica: int
@@ -81,19 +81,19 @@ class Feed:
         """Return, on each device of this worker, the values for its replica."""
         devices = self._strategy.extended.worker_devices
 
-        def place(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+        def on_device(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
             replica = context.replica_id_in_sync_group
             with tf.device(devices[replica % len(devices)]):
                 return _tensor(values(replica))
 
-        return self._strategy.experimental_distribute_values_from_function(place)
+        return self._strategy.experimental_distribute_values_from_function(on_device)
 
 
 def _tensor(array: npt.NDArray[Any]) -> tf.Tensor:
     """Return `array` as a tensor on the current device, on a CPU in the same memory if it may be.
 
     `tf.constant` copies twice, which for MNIST is 80 MiB more at the peak. The images that
-    `data.load` returns are aligned, so they need not be copied; anything else is.
+    `job.data.source.load` returns are aligned, so they need not be copied; anything else is.
     """
     owner = array if array.base is None else array.base
     writable = isinstance(owner, np.ndarray) and owner.flags.writeable

@@ -87,6 +87,7 @@ class Loop:
         self,
         order: npt.NDArray[np.int32],
         rates: npt.NDArray[np.float32],
+        *,
         epoch_start: int,
         first: int,
         count: int,

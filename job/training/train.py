@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from job.config import RunConfig
 from job.data.source import Dataset
-from job.errors import JobError, TemporaryError, UsageError
+from job.errors import DataError, JobError, TemporaryError, UsageError
 from job.process import runtime
 from job.process.preemption import Preemption
 from job.process.progress import Progress
@@ -82,7 +82,7 @@ def train(
     """Train `model` in place, as `config` says.
 
     Args:
-        model: logits model made in the scope of `strategy`.
+        model: logits model made in the scope of `collectives.strategy`.
         dataset: its training part is used; the test part is not looked at.
         config: epochs, batch size, schedule, augmentation and seed.
         collectives: this worker and those it trains with; `model` lies where its strategy put it.
@@ -93,17 +93,17 @@ def train(
 
     Raises:
         StoppedError, TemporaryError, KeyboardInterrupt: asked to stop, and all work is saved.
-        UsageError, JobError: the loss stopped being a number; with the flags that can be at fault.
+        UsageError, DataError: the loss stopped being a number; with the flags that can be at fault.
     """
     course = _Course(config, len(dataset.x_train))
     # Until the last save, work exists nowhere else.
     with preemption.deferred(), collectives.losing_nobody(), contextlib.closing(checkpoints):
         loop, compile_seconds = _compile(model, dataset, config, collectives, course, progress)
         state = _begin(start, loop, collectives)
-        steps = 1
+        wanted = 1  # steps in the next chunk
         while state.step < course.total_steps:
             before = state.step
-            state, seconds = _do_chunk(loop, course, state, steps)
+            state, seconds = _do_chunk(loop, course, state, wanted)
             progress.beat()
             watchdog.moved(seconds)
             if course.is_at_an_epochs_end(state.step):
@@ -114,7 +114,7 @@ def train(
             if collectives.is_chief:
                 checkpoints.offer(lambda: state.holding(loop.arrays()))  # noqa: B023  called at once
             done = state.step - before
-            steps = _next_steps(steps, done, seconds_of_all / collectives.size)
+            wanted = _next_steps(wanted, done, seconds_of_all / collectives.size)
         watchdog.rests()
         if collectives.is_chief:
             checkpoints.save(state.holding(loop.arrays()))
@@ -175,7 +175,7 @@ def _compile(
     started = time.perf_counter()
     loop = Loop(model, dataset, config, collectives.strategy)
     nothing = np.zeros((course.steps_per_epoch, config.batch_size), np.int32)
-    loop.run(nothing, course.rates(0), 0, 0, 0)
+    loop.run(nothing, course.rates(0), epoch_start=0, first=0, count=0)
     runtime.give_back_memory()  # what compiling took and freed: a tenth of the peak otherwise
     seconds = time.perf_counter() - started
     progress.event("compiled", model=model.name, parameters=model.count_params(), seconds=seconds)
@@ -200,7 +200,7 @@ def _do_chunk(loop: Loop, course: _Course, state: State, most: int) -> tuple[Sta
     count = min(most, course.steps_per_epoch - position, loop.most_steps)
     order, rates = course.order(epoch), course.rates(epoch)
     with watchdog.together():
-        loop.run(order, rates, state.step - position, position, count)
+        loop.run(order, rates, epoch_start=state.step - position, first=position, count=count)
     seconds = time.perf_counter() - started
     return state.after(count, seconds), seconds
 
@@ -288,7 +288,7 @@ def _diverged(
         causes.append(f"--precision {config.precision} is too coarse for this, try float32")
     if causes:
         return UsageError(f"{said}: {'; or '.join(causes)}")
-    return JobError(
+    return DataError(
         f"{said}, and no flag explains that (--learning-rate is {config.learning_rate:g}): run it "
         "anew with another --run-id; if that ends the same, look at the images and labels, and "
         "have this machine's memory or GPU checked"

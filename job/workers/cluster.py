@@ -132,8 +132,8 @@ def _of_tf_config(text: str) -> Workers:
             '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, '
             'with one more group {"chief": ["host:port"]} if there is one'
         )
-    place = index + (len(chiefs) if kind == "worker" else 0)
-    return Workers(tuple(addresses), place) if len(addresses) > 1 else Workers()
+    index += len(chiefs) if kind == "worker" else 0
+    return Workers(tuple(addresses), index) if len(addresses) > 1 else Workers()
 
 
 def _integer(

@@ -67,8 +67,8 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("attempt_started", {"run": "runs/r1", "attempt": 1}, "run        runs/r1"),
     ("attempt_started", {"run": "runs/r1", "attempt": 2}, "run        runs/r1, attempt 2"),
-    ("device_chosen", {"devices": ["CPU"], "cores": 2}, "device     CPU (2 cores)"),
-    ("device_chosen", {"devices": ["a", "b"], "cores": 64}, "device     a, b (64 cores)"),
+    ("device_chosen", {"devices": ["CPU"], "threads": 2}, "device     CPU (2 threads)"),
+    ("device_chosen", {"devices": ["a", "b"], "threads": 64}, "device     a, b (64 threads)"),
     (
         "compiled",
         {"model": "mlp", "parameters": 109_386, "seconds": 1.26},
@@ -82,7 +82,7 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "resumed",
-        {"step": 9_375, "cores": 2},
+        {"step": 9_375, "threads": 2},
         "resumed    after step 9,375, with 2 threads as before",
     ),
     (

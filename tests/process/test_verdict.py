@@ -38,13 +38,13 @@ def read(log: Path) -> dict[str, object]:
     ],
 )
 def test_the_place_is_the_flag_or_the_variable(words, environment, named, log) -> None:
-    assert verdict.place(words, environment, default=str(log)) == named
+    assert verdict.path(words, environment, default=str(log)) == named
 
 
 def test_the_place_is_kubernetes_own_where_that_is_there(log, tmp_path) -> None:
-    assert verdict.place(["train"], {}, default=str(log)) == str(log)
-    assert verdict.place(["train"], {}, default=str(tmp_path / "nowhere")) is None
-    assert verdict.place(["train"], {}, default=str(tmp_path)) is None
+    assert verdict.path(["train"], {}, default=str(log)) == str(log)
+    assert verdict.path(["train"], {}, default=str(tmp_path / "nowhere")) is None
+    assert verdict.path(["train"], {}, default=str(tmp_path)) is None
     assert verdict.KUBERNETES_LOG == "/dev/termination-log"
 
 

@@ -61,7 +61,7 @@ def trained(strategy: tf.distribute.Strategy, config: RunConfig) -> list[np.ndar
         net = model.build(config.model, data.image_shape, data.classes)
     order = train.epoch_order(0, 0, len(data.x_train), config.batch_size)[:STEPS]
     rates = train.learning_rates(config, STEPS)
-    loop.Loop(net, data, config, strategy).run(order, rates, 0, 0, STEPS)
+    loop.Loop(net, data, config, strategy).run(order, rates, epoch_start=0, first=0, count=STEPS)
     return net.get_weights()
 
 

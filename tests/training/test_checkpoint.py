@@ -21,7 +21,7 @@ from job.training.checkpoint import Checkpoints, State, from_bytes, to_bytes
 OWNER = {"config": "c" * 64, "data": "d" * 64}
 STATE = State(
     owner=OWNER,
-    cores=2,
+    threads=2,
     step=7,
     arrays={
         "model/000/kernel": np.arange(6, dtype=np.float32).reshape(2, 3) / 7,
@@ -303,7 +303,7 @@ def test_a_checkpoint_of_before_still_opens():
         )
     }
     state = from_bytes(safetensors.save({"w": np.zeros(3)}, header), "x")
-    assert (state.step, state.cores, state.made_by) == (7, 2, ())
+    assert (state.step, state.threads, state.made_by) == (7, 2, ())
 
 
 def test_the_same_state_saved_twice_is_one_checkpoint(tmp_path, checkpoints):

@@ -167,7 +167,7 @@ def test_threads_in_force_are_recorded(small_mnist, tmp_path, monkeypatch):
     [saved] = (tmp_path / "r" / "checkpoints").iterdir()
     state = from_bytes(saved.read_bytes(), str(saved))
     [maker] = state.made_by
-    assert (state.cores, maker["attempt"], maker["threads"]) == (1, 1, [1])
+    assert (state.threads, maker["attempt"], maker["threads"]) == (1, 1, [1])
 
 
 @pytest.mark.slow

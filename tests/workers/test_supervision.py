@@ -333,7 +333,8 @@ def test_liveness_is_shown_for_a_worker_that_waits_for_others(says, shown, tmp_p
 
 def test_sigterm_while_waiting_for_the_others(worker, tmp_path):
     alone = worker(0)
-    event = json.loads(alone.stdout.readline())
+    started, event = (json.loads(alone.stdout.readline()) for _ in range(2))
+    assert started["event"] == "started"
     assert event["event"] == "waiting_for_workers"
     assert event["missing"][0].startswith("worker 1 (127.0.0.1:")
     assert event["timeout_seconds"] == 45
