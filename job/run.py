@@ -41,7 +41,7 @@ def train_run(
 
     A run that was stopped goes on where it was; one that is complete already is left as it is. Of
     several workers all train and the chief does the rest; the others return when it has published,
-    without metrics where they can't see the output.
+    without metrics where its output isn't theirs to see: each has a local folder of its own.
 
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.
@@ -81,7 +81,7 @@ def train_run(
 
         watch.lap()  # the training has timed itself
         with preemption.deferred():
-            scores, files = _score(net, dataset, folder, progress)
+            scores, files = _score(net, dataset, folder, preemption, progress)
         evaluate_seconds = watch.lap()
         progress.beat()
         artifacts = folder.publish(files)
@@ -115,14 +115,13 @@ class _Attempt:
     """Counts from 1; 0 for a worker that isn't the chief."""
     facts: dict[str, Any]
     """Who began it, when, and with what."""
-    before: list[dict[str, Any]]
-    """Records of the attempts before."""
 
     def records(self, made_by: tuple[dict[str, Any], ...]) -> list[dict[str, Any]]:
         """Return the records of all attempts, this one last, with what the run's makers had."""
         makers = {maker["attempt"]: maker for maker in made_by}
-        all_of_them = [*self.before, {"attempt": self.number, **self.facts}]
-        return [record | makers.get(record["attempt"], {}) for record in all_of_them]
+        mine = {"attempt": self.number, **self.facts}
+        records = [*self.folder.records_before(self.number), mine]
+        return [record | makers.get(record["attempt"], {}) for record in records]
 
 
 def _compare_data(document: dict[str, Any], config: RunConfig, progress: Progress) -> None:
@@ -168,10 +167,10 @@ def _claim(
     """Write down that an attempt begins; of several workers the chief does."""
     facts = provenance.begun(config, cluster, versions)
     if not cluster.workers.is_chief:
-        return _Attempt(folder, 0, facts, [])
-    *before, mine = folder.claim(config, dataset.fingerprint, facts)
-    progress.event("attempt_started", run=str(folder.place), attempt=mine["attempt"])
-    return _Attempt(folder, mine["attempt"], facts, before)
+        return _Attempt(folder, 0, facts)
+    number = folder.claim(config, dataset.fingerprint, facts)
+    progress.event("attempt_started", run=str(folder.place), attempt=number)
+    return _Attempt(folder, number, facts)
 
 
 @contextlib.contextmanager
@@ -182,12 +181,14 @@ def _leaving_a_verdict(attempt: _Attempt, progress: Progress) -> Iterator[None]:
     except BaseException as error:
         if attempt.number:
             place, record = attempt.folder.attempt_end(attempt.number), verdict.of_error(error)
-            # Aside, and not for long: SIGKILL follows SIGTERM, and a store may not answer.
-            writing = runtime.beside(lambda: storage.create(place, publishing.to_json(record)))
             try:
+                # Aside, and not for long: SIGKILL follows SIGTERM, and a store may not answer.
+                writing = runtime.beside(lambda: storage.create(place, publishing.to_json(record)))
                 writing.result(END_SECONDS)
-            except (JobError, TimeoutError) as lost:
-                progress.event("end_not_recorded", reason=str(lost) or "no answer in time")
+            except Exception as lost:  # noqa: BLE001  nothing counts more than `error` itself
+                late = isinstance(lost, TimeoutError)
+                reason = "no answer in time" if late else str(lost) or repr(lost)
+                progress.event("end_not_recorded", reason=reason)
         raise
 
 
@@ -209,20 +210,23 @@ def _where_to_begin(
     """
     owner = {"config": config.digest, "data": dataset.fingerprint}
     fresh = State(owner, runtime.wanted_threads(os.environ, attempt.facts["cores"]))
-    if attempt.number == 1:
+    try:
+        # A first attempt looks as well: records may have been moved away, and checkpoints not.
+        saved = checkpoints.restore(owner)
+    except StoppedError:
+        raise
+    except JobError:
+        if workers.is_chief:
+            raise
+        return fresh  # the chief says what is wrong with a checkpoint
+    if saved is None:
         return fresh
-    if not workers.is_chief:
-        with contextlib.suppress(JobError):  # the chief says what is wrong with a checkpoint
-            if (saved := checkpoints.restore(owner)) is not None:
-                threads = saved.made_by[-1]["threads"] if saved.made_by else []
-                known = len(threads) == workers.count
-                return replace(fresh, threads=threads[workers.index] if known else saved.threads)
-        return fresh
-    restored = checkpoints.restore(owner)
-    if restored is None:
-        return fresh
-    progress.event("resumed", step=restored.step, threads=restored.threads)
-    return restored
+    if workers.is_chief:
+        progress.event("resumed", step=saved.step, threads=saved.threads)
+        return saved
+    threads = saved.made_by[-1]["threads"] if saved.made_by else []
+    known = len(threads) == workers.count
+    return replace(fresh, threads=threads[workers.index] if known else saved.threads)
 
 
 def _prepare(
@@ -278,14 +282,28 @@ def _made_by(
 
 
 def _score(
-    net: "keras.Model", dataset: Dataset, folder: RunFolder, progress: Progress
+    net: "keras.Model",
+    dataset: Dataset,
+    folder: RunFolder,
+    preemption: Preemption,
+    progress: Progress,
 ) -> tuple["Scores", dict[Place, bytes]]:
-    """Return the scores of what will be published, and its files."""
+    """Return the scores of what will be published, and its files.
+
+    Raises:
+        StoppedError, KeyboardInterrupt: asked to stop, between two batches.
+    """
+
+    def look_up() -> None:
+        progress.beat()
+        if (stop := preemption.stop()) is not None:
+            raise stop
+
     from job.results import evaluation, weights  # noqa: PLC0415
     from job.training import model  # noqa: PLC0415
 
     plain = model.in_float32(net)
-    scores = evaluation.evaluate(plain, dataset.x_test, dataset.y_test, progress.beat)
+    scores = evaluation.evaluate(plain, dataset.x_test, dataset.y_test, look_up)
     final = model.with_probabilities(plain)
     return scores, {
         folder.weights: weights.to_hdf5(final),

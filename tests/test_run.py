@@ -229,8 +229,12 @@ def test_a_stopped_attempt_leaves_its_verdict_beside_the_run(
     assert {record["tensorflow"] for record in records} == {records[0]["tensorflow"]}
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(OutputError("no room"), "no room"), (MemoryError(), "MemoryError()")],
+)
 def test_a_verdict_that_cannot_be_left_changes_no_exit_code(
-    small_mnist, tmp_path, command, monkeypatch
+    small_mnist, tmp_path, command, monkeypatch, error, said
 ):
     from job import storage
     from job.training import train
@@ -240,13 +244,13 @@ def test_a_verdict_that_cannot_be_left_changes_no_exit_code(
         raise StoppedError("stopped by SIGTERM, the work is saved")
 
     def refuse(*_):
-        raise OutputError("no room")
+        raise error
 
     monkeypatch.setattr(train, "train", stop)
     flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--run-id", "run"]
     stopped = command("train", *flags)
     assert stopped.code == 143
-    assert '"event": "end_not_recorded", "reason": "no room"' in stopped.out
+    assert f'"event": "end_not_recorded", "reason": "{said}"' in stopped.out
 
 
 def test_finished_run_of_another_config_is_a_conflict(trained, small_mnist, command):
@@ -498,7 +502,7 @@ def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monke
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
     config = RunConfig(run_id="r", output=str(tmp_path))
     dataset = SimpleNamespace(fingerprint="f")
-    attempt = run._Attempt(publishing.RunFolder(config.place), 0, {"cores": 3}, [])
+    attempt = run._Attempt(publishing.RunFolder(config.place), 0, {"cores": 3})
     workers = Workers(("a:1", "b:1"), 1)
     progress = Progress("json", StringIO())
     checkpoints = Checkpoints(Place.of(tmp_path / "checkpoints"), 0, progress)
@@ -512,6 +516,45 @@ def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monke
         State(owner, threads=7, step=4, made_by=had)
     )
     assert (begins().threads, begins().step) == (takes, 0)
+
+    def stop(*_: object) -> None:
+        raise StoppedError("stopped by SIGTERM")
+
+    monkeypatch.setattr(checkpoints, "restore", stop)
+    with pytest.raises(StoppedError):  # no failure of the checkpoint's
+        begins()
+
+
+def test_checkpoints_without_their_records_are_gone_on_from(begin, tmp_path):
+    """Somebody moved a damaged record away, as its error advises: no fresh start in silence."""
+    import shutil
+
+    begin(5)
+    shutil.rmtree(tmp_path / "r" / "attempts")
+    events = begin()
+    assert events["attempt_started"]["attempt"] == 1
+    assert events["resumed"]["step"] > 0
+
+
+def test_sigterm_is_heeded_between_the_batches_of_scoring(
+    small_mnist, tmp_path, command, monkeypatch
+):
+    import os
+    import signal
+
+    from job.results import evaluation
+
+    def small(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 100
+
+    monkeypatch.setattr(evaluation, "batch_size", small)
+    flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--run-id", "r"]
+    scored = []
+    monkeypatch.setattr(evaluation, "log_softmax", scored.append)
+    assert command("train", *flags).code == 143
+    assert scored == []
+    assert (tmp_path / "r" / "attempts" / "0001-end.json").exists()
 
 
 def test_loading_and_scoring_beat_between_their_pieces(small_mnist, tmp_path, command, monkeypatch):

@@ -49,14 +49,20 @@ class Preemption:
             needed_seconds: how long the next piece of work takes; if the time limit would pass
                 meanwhile, that is a reason to stop now.
         """
-        if self._signal == signal.SIGINT:
-            return KeyboardInterrupt()
-        if self._signal is not None:
-            return StoppedError("stopped by SIGTERM, the work is saved")
+        if (stop := self.stop()) is not None:
+            return stop
         if self._deadline is not None and time.monotonic() + needed_seconds > self._deadline:
             return TemporaryError(
                 f"--time-limit {self._limit_seconds:g} reached, the work is saved"
             )
+        return None
+
+    def stop(self) -> BaseException | None:
+        """Return what to raise because of a signal, or None to go on."""
+        if self._signal == signal.SIGINT:
+            return KeyboardInterrupt()
+        if self._signal is not None:
+            return StoppedError("stopped by SIGTERM, the work is saved")
         return None
 
     def took(self, number: int) -> bool:

@@ -11,6 +11,7 @@ with it.
     <run>/metrics.json
 """
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from job import storage
 from job.config import RunConfig
-from job.errors import ConflictError, DataError
+from job.errors import ConflictError, DataError, MissingInputError
 from job.storage import Place
 
 MAX_JSON_BYTES = 64 * storage.MEBIBYTE  # a confusion matrix of 1,000 classes has 8 MiB
@@ -88,12 +89,8 @@ class RunFolder:
             )
         return document
 
-    def claim(
-        self, config: RunConfig, fingerprint: str, facts: dict[str, Any]
-    ) -> list[dict[str, Any]]:
-        """Write down that an attempt at the run begins; return the records of all, this one last.
-
-        They are numbered from 1; of more than 100 only the newest are returned.
+    def claim(self, config: RunConfig, fingerprint: str, facts: dict[str, Any]) -> int:
+        """Write down that an attempt at the run begins, and return its number, counted from 1.
 
         The first thing a run writes: it shows that the output can be written before anything is
         computed, and keeps a run id to the config and data that took it first.
@@ -115,9 +112,9 @@ class RunFolder:
         }
         number = 1
         while number <= _MAX_ATTEMPTS:
-            place, written = self.attempt(number), {"attempt": number, **record}
+            place = self.attempt(number)
             try:
-                storage.create(place, to_json(written))
+                storage.create(place, to_json({"attempt": number, **record}))
             except ConflictError:
                 first = read_json(place)
                 _check_owner(first, config, place)
@@ -128,11 +125,21 @@ class RunFolder:
                     ) from None
                 number = self._first_free(number + 1)
             else:
-                before = range(max(1, number - _MAX_RECORDS + 1), number)
-                return [*(read_json(self.attempt(each)) for each in before), written]
+                return number
         raise ConflictError(
             f"{self.place} was begun {_MAX_ATTEMPTS:,} times: choose another --run-id"
         )
+
+    def records_before(self, number: int) -> list[dict[str, Any]]:
+        """Return the records of the attempts before, of which the newest 99 are told.
+
+        One that is gone or damaged is left out: a record of the past must not end a run.
+        """
+        records = []
+        for each in range(max(1, number - _MAX_RECORDS + 1), number):
+            with contextlib.suppress(MissingInputError, DataError):
+                records.append({"attempt": each} | read_json(self.attempt(each)))
+        return records
 
     def _first_free(self, number: int) -> int:
         """Return the first attempt from `number` on that nobody has claimed.

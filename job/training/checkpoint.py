@@ -95,7 +95,8 @@ def from_bytes(data: bytes, uri: str) -> State:
                 f"{uri} was written by another version of this job: choose a new run id"
             )
         lists = {"history": tuple(facts["history"]), "made_by": tuple(facts.get("made_by", ()))}
-        facts.setdefault("threads", facts.pop("cores", None))  # its name before
+        if "cores" in facts:  # its name before
+            facts["threads"] = facts.pop("cores")
         return State(arrays=arrays, **{**facts, **lists})
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{uri} is no checkpoint of this job ({str(error)[:80]})") from error
@@ -134,6 +135,9 @@ class Checkpoints:
                 raise ConflictError(
                     f"{place} belongs to another config or other data: choose another --run-id"
                 )
+            # What was passed by goes first when the oldest are removed, before what is whole.
+            after = self._known.index(name) + 1
+            self._known = [*self._known[after:], *self._known[:after]]
             return state
         if self._known:
             raise DataError(

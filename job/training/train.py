@@ -187,7 +187,9 @@ def _begin(start: State, loop: Loop, collectives: Collectives) -> State:
     step = int(collectives.from_chief({"step": np.array(start.step)})["step"])
     if step == 0:
         return start
-    loop.assign(collectives.from_chief(start.arrays if collectives.is_chief else loop.arrays()))
+    if collectives.is_chief:  # first, so that what doesn't fit is found before others wait for it
+        loop.assign(start.arrays)
+    loop.assign(collectives.from_chief(loop.arrays()))
     return replace(start, step=step, arrays={})
 
 

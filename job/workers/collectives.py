@@ -112,7 +112,7 @@ class Collectives:
                 values if context.replica_id_in_sync_group % local == 0 else np.zeros_like(values)
             )
         )
-        with watchdog.together():
+        with self.losing_nobody(), watchdog.together():
             return np.asarray(self._sum(placed).numpy())
 
     def _sum_on_devices(self, values: tf.Tensor) -> tf.Tensor:

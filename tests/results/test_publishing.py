@@ -34,7 +34,7 @@ def folder_of(config: RunConfig) -> Path:
 
 def claim(config: RunConfig, fingerprint: str, cluster: Cluster, started: str) -> int:
     facts = {"started": started, **cluster.names}
-    number: int = RunFolder(config.place).claim(config, fingerprint, facts)[-1]["attempt"]
+    number: int = RunFolder(config.place).claim(config, fingerprint, facts)
     return number
 
 
@@ -102,9 +102,10 @@ def test_attempts_count_from_one(config: RunConfig) -> None:
 def test_an_attempt_is_told_of_those_before_it(config: RunConfig) -> None:
     folder = RunFolder(config.place)
     for number in range(1, 4):
-        records = folder.claim(config, FINGERPRINT, {"started": f"10:0{number}", "cores": number})
-        assert [(one["attempt"], one["cores"]) for one in records] == [
-            (each, each) for each in range(1, number + 1)
+        facts = {"started": f"10:0{number}", "cores": number}
+        assert folder.claim(config, FINGERPRINT, facts) == number
+        assert [(one["attempt"], one["cores"]) for one in folder.records_before(number)] == [
+            (each, each) for each in range(1, number)
         ]
 
 
@@ -112,8 +113,18 @@ def test_of_many_attempts_the_newest_are_told(config: RunConfig, monkeypatch) ->
     monkeypatch.setattr(publishing, "_MAX_RECORDS", 3)
     for minute in range(5):
         claim(config, FINGERPRINT, CLUSTER, f"10:0{minute}")
-    records = RunFolder(config.place).claim(config, FINGERPRINT, {})
-    assert [record["attempt"] for record in records] == [4, 5, 6]
+    records = RunFolder(config.place).records_before(6)
+    assert [record["attempt"] for record in records] == [4, 5]
+
+
+def test_a_record_that_is_gone_or_damaged_ends_no_run(config: RunConfig) -> None:
+    for minute in range(6):
+        claim(config, FINGERPRINT, CLUSTER, f"10:0{minute}")
+    (folder_of(config) / "attempts" / "0003.json").unlink()
+    (folder_of(config) / "attempts" / "0004.json").write_bytes(b"{")
+    assert claim(config, FINGERPRINT, CLUSTER, "11:00") == 7
+    records = RunFolder(config.place).records_before(7)
+    assert [record["attempt"] for record in records] == [1, 2, 5, 6]
 
 
 @pytest.mark.parametrize("before", [1, 2, 3, 7, 8, 9, 100, 1000])

@@ -115,6 +115,17 @@ def test_a_damaged_one_is_passed_by_and_said_so(tmp_path, checkpoints, log):
     assert "damaged" in event["reason"]
 
 
+def test_a_damaged_one_is_removed_before_a_whole_one(tmp_path, checkpoints):
+    """What is kept to step back to must be whole."""
+    whole, damaged = saved(tmp_path, STATE, replace(STATE, step=9))
+    damaged.write_bytes(b"")
+    assert checkpoints.restore(OWNER).step == 7
+    checkpoints.save(replace(STATE, step=8))
+    checkpoints.prune(keep=2)
+    assert whole.exists()
+    assert not damaged.exists()
+
+
 def test_where_the_newest_was_deleted_the_one_before_is_restored(tmp_path, checkpoints):
     _, newest = saved(tmp_path, STATE, replace(STATE, step=8))
     newest.unlink()
