@@ -117,8 +117,8 @@ def _compare(one: Path, other: Path) -> str:
 
 
 def _last_state(run: Path) -> checkpoint.State:
-    path = max(_folder(run).checkpoints.path.glob("*.safetensors"))
-    return checkpoint.from_bytes(path.read_bytes(), str(path))
+    folder = _folder(run).checkpoints
+    return checkpoint.read(folder / checkpoint.names_in(folder)[-1])
 
 
 def _untimed(epoch: dict[str, Any]) -> dict[str, Any]:

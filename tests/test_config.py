@@ -159,6 +159,8 @@ def test_a_gpu_is_not_required_of_a_cpu() -> None:
 
 def test_the_embedded_data_set_needs_no_uri() -> None:
     assert parse_data("mnist") == EMBEDDED
+    assert str(parse_data("mnist")) == "mnist"
+    assert parse_data("./mnist") != EMBEDDED
     assert str(parse_data("some/where.npz")) == "some/where.npz"
 
 

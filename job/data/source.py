@@ -89,7 +89,7 @@ def load(place: Place, beat: Callable[[], None] = _say_nothing) -> Dataset:
         MissingInputError: it, or a file in its folder, does not exist or may not be read.
         OutputError: the device failed while reading.
     """
-    if place == EMBEDDED:
+    if place == EMBEDDED:  # by its name or its path: it is the same file
         stored = from_npz(str(place), _embedded(), ARRAY_NAMES)
     elif storage.is_folder(place):
         stored = _idx_files(place, beat)

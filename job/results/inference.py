@@ -35,13 +35,18 @@ REPORT = "evaluation.json"
 class Prediction:
     """What a model makes of one image."""
 
-    image: str
-    """Index in the test set, or where the picture lies."""
+    image: int | Place
+    """Index in the test set, or where a person's own picture lies."""
     predicted: int
     confidence: float
     """Probability given to the predicted class."""
     true: int | None
     """Label in the data set; None for a person's own picture."""
+
+    @property
+    def caption(self) -> str:
+        """What is written below the image: its label, or the name of a person's own picture."""
+        return f"true {self.true}" if isinstance(self.image, int) else self.image.name
 
 
 @dataclass(frozen=True)
@@ -181,8 +186,8 @@ def predict_test_images(
         )
     images = dataset.x_test[start : start + count]
     labels = dataset.y_test[start : start + count]
-    names = [str(index) for index in range(start, start + count)]
-    return _predict(published.model(), images, names, [int(label) for label in labels]), images
+    indices = range(start, start + count)
+    return _predict(published.model(), images, indices, [int(label) for label in labels]), images
 
 
 def predict_pictures(
@@ -199,22 +204,21 @@ def predict_pictures(
     """
     shape = published.dataset.image_shape
     images = np.stack([handwriting.read_picture(place, shape) for place in pictures])
-    names = [str(place) for place in pictures]
-    return _predict(published.model(), images, names, [None] * len(images)), images
+    return _predict(published.model(), images, pictures, [None] * len(images)), images
 
 
 def _predict(
     model: "keras.Model",
     images: npt.NDArray[np.uint8],
-    names: Sequence[str],
+    origins: Sequence[int | Place],
     labels: Sequence[int | None],
 ) -> list[Prediction]:
     from job.results import evaluation  # noqa: PLC0415
 
     probabilities = np.exp(evaluation.log_softmax(evaluation.predict_logits(model, images)))
     return [
-        Prediction(name, int(row.argmax()), float(row.max()), label)
-        for name, row, label in zip(names, probabilities, labels, strict=True)
+        Prediction(origin, int(row.argmax()), float(row.max()), label)
+        for origin, row, label in zip(origins, probabilities, labels, strict=True)
     ]
 
 
@@ -229,14 +233,14 @@ def summary(scores: "Scores") -> str:
 
 def table(predictions: Sequence[Prediction]) -> str:
     """Return predictions as a table for a person, a line each; a wrong one is marked."""
-    width = max(5, *(len(prediction.image) for prediction in predictions))
+    width = max(5, *(len(str(prediction.image)) for prediction in predictions))
     lines = [f"{'image':>{width}}  predicted  confidence  true"]
     for prediction in predictions:
         true = "-" if prediction.true is None else str(prediction.true)
         mark = "" if _is_right(prediction) is not False else "   <- wrong"
         lines.append(
-            f"{prediction.image:>{width}}  {prediction.predicted:>9}  {prediction.confidence:>9.1%}"
-            f"   {true:>4}{mark}"
+            f"{prediction.image!s:>{width}}  {prediction.predicted:>9}  "
+            f"{prediction.confidence:>9.1%}   {true:>4}{mark}"
         )
     return "\n".join(lines)
 
@@ -252,12 +256,7 @@ def write_gallery(
         OutputError: it can't be written.
     """
     captions = [
-        (
-            f"{prediction.predicted}  {prediction.confidence:.1%}",
-            prediction.image.rpartition("/")[2]
-            if prediction.true is None
-            else f"true {prediction.true}",
-        )
+        (f"{prediction.predicted}  {prediction.confidence:.1%}", prediction.caption)
         for prediction in predictions
     ]
     right = [_is_right(prediction) for prediction in predictions]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from job.config import RunConfig
 from job.data.source import Dataset
 from job.process import runtime
-from job.results.publishing import Artifact
+from job.results.publishing import METRICS, Artifact
 
 if TYPE_CHECKING:
     from job.results.evaluation import Scores
@@ -106,5 +106,5 @@ def summary(run: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "attempt_train_seconds": timing.get("attempt_train_seconds"),
         "attempts": metrics.get("attempts", 1),
         "images_per_second": timing["images_per_second"],
-        "files": [*(artifact["path"] for artifact in metrics["artifacts"]), "metrics.json"],
+        "files": [*(artifact["path"] for artifact in metrics["artifacts"]), METRICS],
     }

@@ -23,6 +23,7 @@ from job.errors import ConflictError, DataError, MissingInputError
 from job.storage import Place
 
 MAX_JSON_BYTES = 64 * storage.MEBIBYTE  # a confusion matrix of 1,000 classes has 8 MiB
+METRICS = "metrics.json"  # in the folder of a run, beside all that it names
 _MAX_ATTEMPTS = 9_999
 _MAX_RECORDS = 100
 
@@ -47,7 +48,7 @@ class RunFolder:
     @property
     def metrics(self) -> Place:
         """What is written last."""
-        return self.place / "metrics.json"
+        return self.place / METRICS
 
     @property
     def weights(self) -> Place:
@@ -211,7 +212,7 @@ def read_artifact(place: Place, limit_bytes: int) -> tuple[bytes, dict[str, Any]
         DataError: it is not the file that was published, or `metrics.json` can't be understood.
     """
     data = storage.read(place, limit_bytes)
-    metrics_place = place.beside("metrics.json")
+    metrics_place = place.beside(METRICS)
     if not storage.exists(metrics_place):
         return data, {}
     metrics = read_json(metrics_place)

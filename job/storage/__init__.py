@@ -6,7 +6,7 @@ never overwritten. `create` may be repeated: finding its own bytes already there
 is what makes a restarted pod harmless. `backend` says what each verb promises.
 
 Inside, `files` carries them out on this machine and `objects` in an object store, over a connection
-of `s3` or `gcs`; `retrying` asks a store again, `refusals` says what its failures mean.
+of `s3` or `gcs`; `retrying` asks a store again, `connection` says what its failures mean.
 
 README.md tells users of credentials, permissions, and what a store must have.
 """

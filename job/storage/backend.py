@@ -2,8 +2,9 @@
 
 Besides what is said of each verb, an object store can raise CredentialsError, TemporaryError (no
 answer, however often it was asked), ClusterError (it can't be what the job needs) and, for a bucket
-that isn't there, UsageError when writing and MissingInputError otherwise. "It can't be seen" never
-counts as "it isn't there".
+that isn't there, UsageError when writing and MissingInputError otherwise; but nothing `exists` in
+such a bucket. "It can't be seen" counts as "it isn't there" for `mapped` and `is_folder` of files
+only, since `read` comes after them and tells the reason.
 """
 
 import mmap
@@ -42,7 +43,7 @@ class Backend(Protocol):
         """
 
     def is_folder(self, place: Place) -> bool:
-        """Tell whether `place` is a folder; of one that can't be seen, `read` tells the reason."""
+        """Tell whether `place` is a folder; False may mean that a file can't be seen."""
 
     def exists(self, place: Place) -> bool:
         """Tell whether anything lies at `place`, readable or not.

@@ -1,34 +1,35 @@
 """Objects as files of this machine: whole or not at all, never overwritten, on disk when done.
 
 An object is written to a temporary file in its folder, flushed, linked to its name, and the folder
-is flushed. A link fails where the name exists, unlike a rename, so two writers can't both win.
+is flushed. A link fails where the name exists, unlike a rename, so two writers can't both win. What
+killed writers left is swept by the next.
 """
 
 import errno
+import hashlib
 import mmap
 import os
+import re
+import secrets
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from job.errors import ConflictError, MissingInputError, OutputError
-from job.storage import temporaries
 from job.storage.backend import check_size
 from job.storage.place import Place
 
+ABANDONED_SECONDS = 3600  # no write takes this long: its writer is gone, wherever it ran
+
+_TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Files:
-    """The file systems of this machine."""
+    """The file systems of this machine: a `Backend`, which says what each verb promises."""
 
     def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        """Return the whole object at `place`, of at most `limit_bytes`; files have no versions.
-
-        Raises:
-            MissingInputError: there is none, or it may not be read.
-            DataError: it is larger than the limit.
-            OutputError: the device failed while reading.
-        """
+        """Return the content, and "": files have no versions."""
         path = place.path
         try:
             if path.is_dir():
@@ -63,7 +64,7 @@ class Files:
         return ""
 
     def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
-        """Return a file larger than that as memory that is read when it is looked at."""
+        """Return the pages of the file; None also if it can't be opened."""
         try:
             with place.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size > above_bytes:
@@ -73,18 +74,14 @@ class Files:
         return None
 
     def is_folder(self, place: Place) -> bool:
-        """Tell whether `place` is a folder; of one that can't be seen, `read` tells the reason."""
+        """Tell whether it is a folder; one that can't be seen counts as none."""
         try:
             return place.path.is_dir()
         except OSError:
             return False
 
     def exists(self, place: Place) -> bool:
-        """Tell whether anything lies at `place`, readable or not.
-
-        Raises:
-            MissingInputError: that can't be seen, which is not to say that there is nothing.
-        """
+        """Tell whether anything is there, and be it a link to nothing."""
         try:
             os.lstat(place.path)
         except (FileNotFoundError, NotADirectoryError):
@@ -97,14 +94,10 @@ class Files:
         return True
 
     def names(self, place: Place) -> list[str]:
-        """Return the names of what lies directly in the folder, sorted; none if it isn't there.
-
-        Raises:
-            OutputError: that can't be seen, which is not to say that there is nothing.
-        """
+        """Return the names of files and folders, without temporary files."""
         try:
             with os.scandir(place.path) as entries:
-                return sorted(entry.name for entry in entries if not temporaries.is_one(entry.name))
+                return sorted(entry.name for entry in entries if not is_temporary(entry.name))
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -113,24 +106,16 @@ class Files:
             ) from error
 
     def create(self, place: Place, data: bytes) -> None:
-        """Write `data` as a new file, whole or not at all, and on disk when this returns.
-
-        If it is there already with the same bytes, that is success: this writer, or a twin of it,
-        wrote it before.
-
-        Raises:
-            ConflictError: the object exists with other bytes.
-            OutputError: it could not be written; what to do is in the message.
-        """
+        """Write a file, on disk when this returns, and make the folders above it."""
         path = place.path
         if not path.name:
             raise OutputError(f"cannot write {place}: it names a folder; name a file in it")
-        temporary = path.with_name(temporaries.new_name())
+        temporary = path.with_name(temporary_name())
         try:
             _make_folder(path.parent)
             try:
                 _write_synced(temporary, data)
-                temporaries.sweep(temporary)
+                _sweep(temporary)
                 os.link(temporary, path)  # fails if the name exists, unlike a rename
             except FileExistsError:
                 _check_same(place, data)
@@ -151,21 +136,12 @@ class Files:
             raise OutputError(f"cannot write {place}: {_reason(error)}; {advice}") from error
 
     def create_all(self, objects: Mapping[Place, bytes]) -> None:
-        """Create each object, place to content, one after the other.
-
-        Raises:
-            ConflictError: one exists with other bytes.
-            OutputError: one could not be written.
-        """
+        """Create one after the other, up to the first that fails."""
         for place, data in objects.items():
             self.create(place, data)
 
     def remove(self, place: Place) -> None:
-        """Remove the object at `place`; that it is gone already is success.
-
-        Raises:
-            OutputError: it can't be removed.
-        """
+        """Remove the file; its folder stays."""
         try:
             place.path.unlink(missing_ok=True)
         except OSError as error:
@@ -224,3 +200,58 @@ def _sync_folder(folder: Path) -> None:
 
 def _reason(error: OSError) -> str:
     return (error.strerror or type(error).__name__).lower()
+
+
+# --- temporary files ----------------------------------------------------------------------------
+
+
+def temporary_name() -> str:
+    """Return a name of its own, so that two writers of one object never share a file."""
+    return f".{_here()}-{os.getpid()}-{secrets.token_hex(8)}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a file's name is that of a temporary file."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _here() -> str:
+    """Return a digest of what makes a process id unique: this boot, container and host."""
+    facts = [socket.gethostname()]
+    try:
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        facts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+    except OSError:
+        facts.append("")  # not Linux: the host's name has to do
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]
+
+
+def _sweep(mine: Path) -> None:
+    """Remove what killed writers left in the folder of `mine`, a file written just now.
+
+    A process id means something only where it was given, and a folder may be shared by machines:
+    elsewhere only age tells, by the clock of the file system. A writer that loses its temporary
+    file after an hour fails and is repeated; nothing that was promised is lost.
+    """
+    now = mine.stat().st_mtime
+    with os.scandir(mine.parent) as entries:
+        others = [entry for entry in entries if entry.name != mine.name]
+    for entry in others:
+        if (match := _TEMPORARY.fullmatch(entry.name)) is None:
+            continue
+        try:
+            dead = match[1] == _here() and not _alive(int(match[2]))
+            if dead or now - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
+                Path(entry.path).unlink()
+        except OSError:
+            continue  # another has swept it, or may
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # another user's
+    return True

@@ -18,7 +18,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import aiohttp
 from gcsfs.core import GCSFileSystem  # gcsfs's own choice of class would ask by gRPC first
@@ -85,6 +85,11 @@ class _Files(GCSFileSystem):  # type: ignore[misc]  # it has no types
 
 class GCS:
     """A connection to Google Cloud Storage, or to an emulator of it."""
+
+    credentials: ClassVar[str] = (
+        "GOOGLE_APPLICATION_CREDENTIALS, gcloud's login, or workload identity"
+    )
+    endpoint: ClassVar[str] = "STORAGE_EMULATOR_HOST"
 
     def __init__(self, *, anonymous: bool, timeout_seconds: float) -> None:
         """Open nothing yet; `anonymous` sends no credentials, and looks for none."""

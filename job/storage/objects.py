@@ -17,13 +17,12 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from job.errors import ClusterError, ConflictError, OutputError, TemporaryError
+from job.errors import ClusterError, ConflictError, JobError, OutputError, TemporaryError
 from job.storage.backend import MEBIBYTE, check_size
 from job.storage.background import Background
-from job.storage.connection import Connection, Page, Piece, StoreError
+from job.storage.connection import Connection, Page, Piece, StoreError, explained
 from job.storage.place import Kind, Place
-from job.storage.refusals import explained
-from job.storage.retrying import Patience
+from job.storage.retrying import ATTEMPTS, Patience
 
 FIRST_BYTES = 4 * MEBIBYTE  # asked for before the size is known, and all there is of most objects
 PIECE_BYTES = 16 * MEBIBYTE  # of a large object, fetched several at once
@@ -38,7 +37,8 @@ Result = TypeVar("Result")
 class Objects:
     """The object stores of one kind, by a connection that is made when first needed.
 
-    Every verb may raise what `refusals` makes of a StoreError.
+    A `Backend`, which says what each verb promises; each also raises what `explained` makes of a
+    StoreError.
     """
 
     def __init__(self, kind: Kind, patience: Patience, *, anonymous: bool) -> None:
@@ -60,17 +60,11 @@ class Objects:
     # --- the verbs, waited for here and carried out below --------------------------------------
 
     def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        """Return the whole object and its version; large ones come in pieces, all of one version.
-
-        Raises:
-            MissingInputError: there is none.
-            DataError: it is larger than the limit.
-            TemporaryError: it changes all the time.
-        """
+        """Return content and version; a TemporaryError says that it changes all the time."""
         return self._run(self._read(place, limit_bytes), place, "reading")
 
     def version(self, place: Place) -> str:
-        """Return what the store calls the object's content now."""
+        """Return what the store calls the content now."""
         return self._run(self._get(place, 0, 0), place, "reading").version
 
     def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
@@ -79,45 +73,42 @@ class Objects:
         return None
 
     def is_folder(self, place: Place) -> bool:
-        """Tell whether objects lie below `place` and none at it."""
+        """Tell whether objects lie below `place` and none at it; raise if that can't be seen."""
         return self._run(self._is_folder(place), place, "looking for")
 
     def exists(self, place: Place) -> bool:
-        """Tell whether an object lies at `place`."""
+        """Tell whether an object lies there; in a bucket that isn't there, none does."""
         return self._run(self._exists(place), place, "looking for")
 
     def names(self, place: Place) -> list[str]:
-        """Return the names of the objects directly in the folder `place`, sorted."""
+        """Return the names of objects, and of what has objects below it."""
         return self._run(self._names(place), place, "listing")
 
     def create(self, place: Place, data: bytes) -> None:
-        """Write `data` as a new object; finding the same bytes there is success.
-
-        Raises:
-            ConflictError: the object exists with other bytes.
-            ClusterError: the store would overwrite objects.
-            TemporaryError: whether it was written can't be known now.
-        """
+        """Write an object; a ClusterError says that the store would overwrite others."""
         self._run(self._create(place, data), place, "writing")
 
     def create_all(self, objects: Mapping[Place, bytes]) -> None:
-        """Create each object, all at the same time: each is written or failed when this ends."""
+        """Create all at the same time: each is written or failed when this ends."""
         if objects:
             self._run(self._create_all(objects), next(iter(objects)), "writing")
 
     def remove(self, place: Place) -> None:
-        """Remove the object; that there is none is fine."""
+        """Remove the object; what lies below its name stays."""
         self._run(self._remove(place), place, "removing")
 
     def close(self) -> None:
-        """Give up whatever is under way and close all connections."""
+        """Close the connection, and end the thread that it is used in."""
         self._background.stop()
 
     def _run(self, work: Coroutine[Any, Any, Result], place: Place, doing: str) -> Result:
         try:
             return self._background.run(work)
         except StoreError as error:
-            raise explained(error, place, doing) from error
+            raise self._explained(error, place, doing) from error
+
+    def _explained(self, error: StoreError, place: Place, doing: str) -> JobError:
+        return explained(error, place, doing, self._connection(), ATTEMPTS)
 
     # --- how they are carried out --------------------------------------------------------------
 
@@ -207,7 +198,7 @@ class Objects:
             try:
                 await self._create(place, data)
             except StoreError as error:
-                raise explained(error, place, "writing") from error
+                raise self._explained(error, place, "writing") from error
 
         # All to their ends, even if one fails: none is left half done.
         ends = await asyncio.gather(

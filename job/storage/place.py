@@ -5,10 +5,11 @@ Not `pathlib`: a `Path` would eat one of the slashes of `scheme://`.
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from job.errors import UsageError
 
@@ -16,7 +17,8 @@ Kind = Literal["file", "s3", "gs"]
 
 MAX_KEY_BYTES = 700  # stores take 1,024, and a run puts names of its own below
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=:/)")
+# A scheme and what follows its colon; `file:` is one even without a slash, which is then missed.
+_URI = re.compile(r"(file|[A-Za-z][A-Za-z0-9+.-]*(?=:/)):(.*)", re.DOTALL)
 _STORES: dict[str, Kind] = {"s3": "s3", "gs": "gs", "gcs": "gs"}
 # What S3 and Google accept as a bucket's name: no `:` or `@`, which credentials come with.
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
@@ -26,15 +28,18 @@ _ACCEPTED = "a local path, file:///absolute/path, s3://bucket/key or gs://bucket
 
 @dataclass(frozen=True)
 class Place:
-    """A folder or an object, wherever it lies: made by `parse`, or from another one by `/`."""
+    """A folder or an object, wherever it lies: made by `parse`, or from another one.
+
+    Places are equal if they are the same place, however each was given.
+    """
 
     kind: Kind
     """`file` for this machine's file system, else the kind of object store."""
     bucket: str
     """The store's; empty for files."""
     key: str
-    """Path in the bucket, without a slash at its end; or the path on this machine."""
-    text: str
+    """Path in the bucket or on this machine, without a slash at its end, unless it is all slash."""
+    text: str = field(compare=False)
     """As it was given, which is how it prints."""
 
     @classmethod
@@ -48,14 +53,19 @@ class Place:
 
     def __truediv__(self, name: str) -> "Place":
         """Return the place of `name`, which may have several parts, below this folder."""
-        scheme, separator, rest = self.text.partition("://")
-        folder = f"{scheme}://{rest.rstrip('/')}" if separator else self.text.rstrip("/")
-        return Place(self.kind, self.bucket, f"{self.key.rstrip('/')}/{name}", f"{folder}/{name}")
+        return self._in(_as_folder, name)
 
     def beside(self, name: str) -> "Place":
         """Return the place of `name` in the folder that this object lies in."""
-        key, text = (f"{''.join(part.rpartition('/')[:2])}{name}" for part in (self.key, self.text))
-        return Place(self.kind, self.bucket, key, text)
+        return self._in(_folder_of, name)
+
+    def _in(self, folder: Callable[[str, str], str], name: str) -> "Place":
+        """Return the place of `name` in what `folder` makes of key and text, with their slash."""
+        key = folder(self.key, "/") + name
+        if self.kind == "file" and self.text.startswith("file://"):
+            written = folder(self.text.removeprefix("file://"), "(?:/|%2[Ff])")
+            return Place(self.kind, "", key, f"file://{written}{quote(os.fsencode(name))}")
+        return Place(self.kind, self.bucket, key, folder(self.text, "/") + name)
 
     @property
     def name(self) -> str:
@@ -68,6 +78,17 @@ class Place:
         return Path(self.key)
 
 
+def _as_folder(path: str, slash: str) -> str:
+    """Return `path` with one slash at its end."""
+    return re.sub(rf"{slash}*\Z", "/", path, count=1)
+
+
+def _folder_of(path: str, slash: str) -> str:
+    """Return `path` up to its last part, whatever slashes are at its end."""
+    ends = [each.end() for each in re.finditer(slash, re.sub(rf"{slash}+\Z", "", path))]
+    return path[: ends[-1]] if ends else path[: len(path) - len(path.lstrip("/"))]
+
+
 def parse(text: str, option: str = "the path") -> Place:
     """Return the place that `text`, the value of the flag `option`, names.
 
@@ -77,54 +98,52 @@ def parse(text: str, option: str = "the path") -> Place:
     Raises:
         UsageError: it is anything else. Text that may hold a secret is not echoed.
     """
-    _check(text, option)
-    scheme, separator, rest = text.partition("://")
-    if separator and scheme in _STORES:
-        bucket, _, key = rest.partition("/")
-        return Place(_STORES[scheme], bucket, key.rstrip("/"), text)
-    path = os.fsdecode(unquote_to_bytes(rest)) if scheme == "file" and separator else text
-    return Place("file", "", path, text)
-
-
-def _check(uri: str, option: str) -> None:
-    if not uri or not uri.strip():
+    if not text or not text.strip():
         raise UsageError(f"{option} is empty: give a path or a URI")
-    decoded = unquote(uri) if uri.startswith("file:") else uri
-    if any(ord(character) < 32 or ord(character) == 127 for character in decoded):
+    found = _URI.fullmatch(text)
+    scheme, rest = found.groups() if found else ("", text)
+    try:
+        path = os.fsdecode(unquote_to_bytes(os.fsencode(rest))) if scheme == "file" else rest
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UsageError(f"{option} holds half a character: give a plain path or URI") from None
+    if any(ord(character) < 32 or ord(character) == 127 for character in path):
         raise UsageError(f"{option} holds a control character: give a plain path or URI")
-    if "::" in uri:
+    if "::" in text:
         raise UsageError(
             f"{option} holds '::': chained URLs are not accepted, give one path or URI"
         )
-    scheme = _SCHEME.match(uri)
-    if scheme is not None and scheme.group() in _STORES and uri[scheme.end() :].startswith("://"):
-        _check_object(uri, option)
-        return
-    if scheme is None and not uri.startswith("file:"):
-        if "://" in uri:  # as a path it would be echoed, with whatever key it holds
-            raise UsageError(
-                f"{option} holds '://' but is no URI this job accepts: give {_ACCEPTED}"
-            )
-        return
-    if scheme is not None and scheme.group() != "file":
+    if scheme == "file":
+        return _file(path, text, option)
+    if scheme in _STORES and rest.startswith("//"):
+        return _object(scheme, rest.removeprefix("//"), text, option)
+    if scheme:
         # Only the scheme is shown: what follows may hold a key.
         raise UsageError(
-            f"{option} has the scheme '{scheme.group()}:' in a form that this job does not accept: "
+            f"{option} has the scheme '{scheme}:' in a form that this job does not accept: "
             f"give {_ACCEPTED}"
         )
-    if not uri.startswith("file:///") or "?" in uri or "#" in uri:
+    if "://" in text:  # as a path it would be echoed, with whatever key it holds
+        raise UsageError(f"{option} holds '://' but is no URI this job accepts: give {_ACCEPTED}")
+    return Place("file", "", _bare(text), text)
+
+
+def _file(path: str, text: str, option: str) -> Place:
+    """Return the place of the file URI `text`; `path` is what follows `file:`, decoded."""
+    if not text.startswith("file:///") or "?" in text or "#" in text:
         raise UsageError(
             f"{option} is not a file URI the job understands: write file:///absolute/path, with "
             "no host, query or fragment"
         )
-    if ".." in decoded.split("/"):
+    if ".." in path.split("/"):
         raise UsageError(f"{option} holds '..': write the path in full")
+    return Place("file", "", _bare(path.removeprefix("//")), text)
 
 
-def _check_object(uri: str, option: str) -> None:
-    """Refuse what follows a store's `scheme://` unless it is a bucket and a plain key."""
-    scheme, _, rest = uri.partition("://")
+def _object(scheme: str, rest: str, text: str, option: str) -> Place:
+    """Return the place of a store's URI, if `rest`, after `scheme://`, is bucket and plain key."""
     bucket, slash, key = rest.partition("/")
+    key = key.removesuffix("/")
     shape = f"give {scheme}://bucket/key"
     if not _BUCKET.fullmatch(bucket):
         raise UsageError(
@@ -133,8 +152,7 @@ def _check_object(uri: str, option: str) -> None:
         )
     if not slash or not key.strip("/"):
         raise UsageError(f"{option} names a bucket only: {shape}, with a folder of its own")
-    segments = key.removesuffix("/").split("/")
-    if any(segment.strip() in {"", ".", ".."} for segment in segments):
+    if any(segment.strip() in {"", ".", ".."} for segment in key.split("/")):
         raise UsageError(f"{option} has an empty, '.' or '..' part in its key: {shape}, in full")
     if not key.isprintable() or any(sign in key for sign in _NO_KEY_SIGNS):
         raise UsageError(
@@ -143,3 +161,8 @@ def _check_object(uri: str, option: str) -> None:
         )
     if len(key.encode()) > MAX_KEY_BYTES:
         raise UsageError(f"{option} has a key of more than {MAX_KEY_BYTES} bytes: {shape}, shorter")
+    return Place(_STORES[scheme], bucket, key, text)
+
+
+def _bare(path: str) -> str:
+    return path.rstrip("/") or path

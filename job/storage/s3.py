@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
+from typing import ClassVar
 
 import aiohttp
 from botocore import exceptions
@@ -48,6 +49,11 @@ class _Files(S3FileSystem):  # type: ignore[misc]  # it has no types
 
 class S3:
     """A connection to S3, or to a store that AWS_ENDPOINT_URL names."""
+
+    credentials: ClassVar[str] = (
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the pod's role"
+    )
+    endpoint: ClassVar[str] = "AWS_ENDPOINT_URL and AWS_REGION"
 
     def __init__(self, *, anonymous: bool, timeout_seconds: float, connections: int) -> None:
         """Open nothing yet; `anonymous` sends requests unsigned."""

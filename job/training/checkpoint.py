@@ -102,6 +102,35 @@ def from_bytes(data: bytes, uri: str) -> State:
         raise DataError(f"{uri} is no checkpoint of this job ({str(error)[:80]})") from error
 
 
+def names_in(folder: Place) -> list[str]:
+    """Return the names of the checkpoints in `folder`, oldest first.
+
+    Raises:
+        OutputError: they can't be seen, which is not to say that there are none.
+    """
+    return [name for name in storage.names(folder) if _NAME.fullmatch(name)]
+
+
+def read(place: Place) -> State:
+    """Return the state of the checkpoint at `place`.
+
+    Raises:
+        MissingInputError: there is none, or it may not be read.
+        DataError: it is not what its name says, or not one of this job's.
+    """
+    data = storage.read(place, MAX_BYTES)
+    matched = _NAME.fullmatch(place.name)
+    found = hashlib.sha256(data).hexdigest()
+    if matched is None or found != matched[2]:
+        raise DataError(
+            f"{place} is damaged: its sha256 is {found[:12]}..., not what its name says"
+        )
+    state = from_bytes(data, str(place))
+    if state.step != int(matched[1]):
+        raise DataError(f"{place} holds step {state.step:,}, not what its name says")
+    return state
+
+
 class Checkpoints:
     """The checkpoints of one run, written beside the training and not in its way."""
 
@@ -123,11 +152,11 @@ class Checkpoints:
             DataError: there are checkpoints, and none verifies.
             OutputError: they can't be seen, which is not to say that there are none.
         """
-        self._known = [name for name in storage.names(self._folder) if _NAME.fullmatch(name)]
+        self._known = names_in(self._folder)
         for name in reversed(self._known):
             place = self._folder / name
             try:
-                state = _verified(place)
+                state = read(place)
             except (DataError, MissingInputError) as error:
                 self._progress.event("checkpoint_passed_by", uri=str(place), reason=str(error))
                 continue
@@ -217,17 +246,3 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-
-
-def _verified(place: Place) -> State:
-    data = storage.read(place, MAX_BYTES)
-    matched = _NAME.fullmatch(place.name)
-    found = hashlib.sha256(data).hexdigest()
-    if matched is None or found != matched[2]:
-        raise DataError(
-            f"{place} is damaged: its sha256 is {found[:12]}..., not what its name says"
-        )
-    state = from_bytes(data, str(place))
-    if state.step != int(matched[1]):
-        raise DataError(f"{place} holds step {state.step:,}, not what its name says")
-    return state

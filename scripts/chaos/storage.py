@@ -37,9 +37,8 @@ from job import cli
 from job.errors import MissingInputError
 from job.storage import Place, parse, retrying
 from job.storage.backend import Backend
-from job.storage.files import Files
+from job.storage.files import Files, is_temporary
 from job.storage.objects import Objects
-from job.storage.temporaries import is_one
 
 # Writers are forked by a process that has everything imported, so that a kill costs no second.
 NURSERY = """
@@ -178,7 +177,7 @@ def kills(report: Report, root: Place, wanted: int, draw: random.Random) -> None
             )
             number = last + 2
             if is_local and folder.path.exists():
-                left = [path for path in folder.path.iterdir() if is_one(path.name)]
+                left = [path for path in folder.path.iterdir() if is_temporary(path.name)]
                 left_at_most = max(left_at_most, len(left))
     create = (
         "import sys; from job import storage; storage.create(storage.parse(sys.argv[1]), b'last')"
@@ -187,7 +186,7 @@ def kills(report: Report, root: Place, wanted: int, draw: random.Random) -> None
     figures = f"{lost} lost of {promised:,} commits, {torn} torn"
     bad = bool(lost or torn or not promised)
     if is_local:
-        unswept = sum(is_one(path.name) for path in folder.path.iterdir())
+        unswept = sum(is_temporary(path.name) for path in folder.path.iterdir())
         figures += f", at most {left_at_most} temps at a time, {unswept} after the next write"
         bad = bad or bool(unswept)
     seconds = time.monotonic() - began

@@ -278,6 +278,12 @@ def test_embedded_mnist(mnist: source.Dataset) -> None:
     assert mnist.fingerprint == "3ce5fca27c7d3a122188ca200f63175f08f1a73cd71bfe169cb8cb672b63d5dd"
 
 
+def test_embedded_mnist_by_its_path_is_the_same_data(mnist: source.Dataset) -> None:
+    found = source.load(parse(EMBEDDED.path.as_uri()))
+    assert found.fingerprint == mnist.fingerprint
+    assert found.uri == EMBEDDED.path.as_uri()
+
+
 @pytest.mark.parametrize(
     ("name", "digest"),
     [

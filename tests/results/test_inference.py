@@ -10,7 +10,7 @@ import pytest
 from job import storage
 from job.results import inference
 from job.results.inference import Prediction
-from job.storage import Place
+from job.storage import Place, parse
 
 
 def rows(text: str) -> list[list[str]]:
@@ -20,9 +20,9 @@ def rows(text: str) -> list[list[str]]:
 def test_table_marks_what_is_wrong():
     assert inference.table(
         [
-            Prediction("9", 7, 0.99951, 7),
-            Prediction("10", 2, 0.5, 3),
-            Prediction("my/five.png", 5, 1.0, None),
+            Prediction(9, 7, 0.99951, 7),
+            Prediction(10, 2, 0.5, 3),
+            Prediction(parse("my/five.png"), 5, 1.0, None),
         ]
     ) == (
         "      image  predicted  confidence  true\n"
@@ -90,12 +90,15 @@ def test_figure_is_a_picture_of_the_predictions(command, trained, small_mnist, t
 def test_figure_names_own_pictures_by_their_files(tmp_path):
     images = np.zeros((1, 28, 28), np.uint8)
     drawn = {}
-    for name in ("drawings/seven.png", "others/seven.png", "drawings/eight.png"):
-        place = Place.of(tmp_path / name.replace("/", "-"))
-        inference.write_gallery(place, [Prediction(name, 7, 0.9, None)], images)
+    for number, name in enumerate(
+        ("drawings/my seven.png", "others/my seven.png", "file:///my%20seven.png", "eight.png")
+    ):
+        place = Place.of(tmp_path / f"{number}.png")
+        inference.write_gallery(place, [Prediction(parse(name), 7, 0.9, None)], images)
         drawn[name] = storage.read(place, 2**20)
-    assert drawn["drawings/seven.png"] == drawn["others/seven.png"]
-    assert drawn["drawings/seven.png"] != drawn["drawings/eight.png"]
+    assert drawn["drawings/my seven.png"] == drawn["others/my seven.png"]
+    assert drawn["drawings/my seven.png"] == drawn["file:///my%20seven.png"]
+    assert drawn["drawings/my seven.png"] != drawn["eight.png"]
 
 
 def test_damaged_weights_are_noticed(command, trained, small_mnist, tmp_path):

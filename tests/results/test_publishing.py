@@ -442,6 +442,13 @@ def test_a_relative_name_is_checked_too(weights: Path, monkeypatch: pytest.Monke
         read("model_weights.h5", 100)
 
 
+@pytest.mark.parametrize("ending", ["/", "%2F"])
+def test_metrics_are_found_beside_a_name_that_ends_in_a_slash(weights: Path, ending: str) -> None:
+    change(weights)
+    with pytest.raises(DataError, match="is damaged"):
+        read(f"{weights.as_uri()}{ending}", 100)
+
+
 def test_a_missing_or_larger_artifact_is_refused(weights: Path) -> None:
     with pytest.raises(DataError):
         read(str(weights), 3)

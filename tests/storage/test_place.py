@@ -93,6 +93,7 @@ REFUSED = [
     # nothing, and what terminals and kernels take for something else
     *("", " ", "   ", "\t", "\n", "\u2003", "a\nb", "a\rb", "a\tb", "a\0b", "\0", "a\x1b[31mb"),
     *("a\x7fb", "file:///a\nb", "s3://b/k\n", "a\n", "\x01"),
+    *("a\ud800", "file:///a\ud800", "s3://bucket/a\ud800"),  # JSON can hold what no name can
 ]
 REFUSED_ONCE_DECODED = ["file:///a%00b", "file:///%00", "file:///a%0Ab", "file:///a%1b%5B31m"]
 DISGUISED = [
@@ -264,6 +265,9 @@ def test_name(uri: str, name: str) -> None:
         ("file:///out/", ("a", "b"), "file:///out/a/b"),
         ("s3://bucket/k", ("a",), "s3://bucket/k/a"),
         ("s3://bucket/k/", ("a",), "s3://bucket/k/a"),
+        ("gcs://bucket/k", ("a",), "gcs://bucket/k/a"),
+        ("file:///", ("a",), "file:///a"),
+        ("file:///out%2F/", ("a",), "file:///out/a"),
     ],
 )
 def test_join(folder: str, names: tuple[str, ...], joined: str) -> None:
@@ -289,10 +293,50 @@ def test_what_is_joined_lies_in_the_folder(folder: str) -> None:
         ("file:///model.h5", "file:///m.json"),
         ("file:///r/model.h5", "file:///r/m.json"),
         ("../a b/c", "../a b/m.json"),
+        ("runs/r1/model.h5//", "runs/r1/m.json"),
+        ("model.h5/", "m.json"),
+        ("/", "/m.json"),
+        ("file:///", "file:///m.json"),
+        ("file:///r/model.h5/", "file:///r/m.json"),
+        ("file:///a%20b/model.h5%2f/", "file:///a%20b/m.json"),
+        ("file:///r%2Fmodel.h5", "file:///r%2Fm.json"),
+        ("r%2Fmodel.h5", "m.json"),  # a path is no URI
+        ("s3://bucket/model.h5", "s3://bucket/m.json"),
+        ("s3://bucket/runs/first/model.h5/", "s3://bucket/runs/first/m.json"),
+        ("gcs://bucket/runs/model.h5/", "gcs://bucket/runs/m.json"),
     ],
 )
 def test_beside(uri: str, neighbour: str) -> None:
-    assert parse(uri).beside("m.json") == parse(neighbour)
+    place = parse(uri).beside("m.json")
+    assert str(place) == neighbour
+    assert place == parse(neighbour)
+
+
+@pytest.mark.parametrize("uri", ["file:///a%20b", "file:///a%20b/c/"])
+def test_what_is_derived_of_a_file_uri_is_written_as_one(uri: str) -> None:
+    for place in (parse(uri) / "50%20 of/x", parse(uri).beside("50%20 of")):
+        assert parse(str(place)) == place
+
+
+@pytest.mark.parametrize(
+    ("uri", "other"),
+    [
+        ("gs://bucket/a", "gcs://bucket/a"),
+        ("s3://bucket/a", "s3://bucket/a/"),
+        ("file:///a%20b", "/a b"),
+        ("file:///a/", "file:///%61"),
+        ("runs", "runs/"),
+    ],
+)
+def test_places_are_equal_however_they_are_written(uri: str, other: str) -> None:
+    assert parse(uri) == parse(other)
+    assert hash(parse(uri)) == hash(parse(other))
+    assert str(parse(uri)) != str(parse(other))
+
+
+@pytest.mark.parametrize("other", ["gs://bucket/a", "s3://other/a", "s3://bucket/b", "bucket/a"])
+def test_other_places_are_not_equal(other: str) -> None:
+    assert parse("s3://bucket/a") != parse(other)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +352,7 @@ def test_beside(uri: str, neighbour: str) -> None:
         ("file:///ä", "/ä".encode()),
         ("file:///a%3Fb%23", b"/a?b#"),
         ("file:///100%", b"/100%"),
+        ("file:///a\udcffb", b"/a\xffb"),
     ],
 )
 def test_local_path(uri: str, path: bytes) -> None:

@@ -10,8 +10,7 @@ from botocore import exceptions
 from s3fs.errors import translate_boto_error
 
 from job.storage import gcs, parse, s3
-from job.storage.connection import Failure, StoreError
-from job.storage.refusals import explained
+from job.storage.connection import Failure, StoreError, explained
 
 CODES = {
     "absent": (66, 66),
@@ -27,6 +26,12 @@ CODES = {
 }
 
 
+STORES = {
+    "s3": s3.S3(anonymous=True, timeout_seconds=1, connections=1),
+    "gs": gcs.GCS(anonymous=True, timeout_seconds=1),
+}
+
+
 def test_the_table_has_every_kind() -> None:
     assert set(CODES) == set(get_args(Failure))
 
@@ -35,11 +40,28 @@ def test_the_table_has_every_kind() -> None:
 @pytest.mark.parametrize("kind", CODES)
 def test_every_kind_has_its_exit_code_and_says_what_and_where(uri: str, kind: Any) -> None:
     error = StoreError(kind, "418 Teapot")
-    found = explained(error, parse(uri), "reading"), explained(error, parse(uri), "writing")
+    store = STORES[parse(uri).kind]
+    found = [explained(error, parse(uri), doing, store, 4) for doing in ("reading", "writing")]
     assert tuple(each.exit_code for each in found) == CODES[kind]
     for each in found:
         assert uri in str(each)
         assert "418 Teapot" in str(each) or kind in {"absent", "no bucket"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "advice"),
+    [
+        ("s3://bucket/key", "refused", "AWS_ACCESS_KEY_ID"),
+        ("gs://bucket/key", "refused", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("s3://bucket/key", "setup", "AWS_ENDPOINT_URL"),
+        ("gs://bucket/key", "unable", "STORAGE_EMULATOR_HOST"),
+        ("gs://bucket/key", "passing", " 3 times"),
+    ],
+)
+def test_the_advice_is_that_of_the_store(uri: str, kind: Any, advice: str) -> None:
+    place = parse(uri)
+    error = StoreError(kind, "418 Teapot")
+    assert advice in str(explained(error, place, "reading", STORES[place.kind], 3))
 
 
 S3_ANSWERS = [

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from job import storage
-from job.storage import parse, temporaries
+from job.storage import files, parse
 
-HOUR = temporaries.ABANDONED_SECONDS
+HOUR = files.ABANDONED_SECONDS
 
 
 def dead_process() -> int:
@@ -29,15 +29,15 @@ def leave(folder: Path, name: str, *, age_seconds: float = 0) -> Path:
 
 
 def name_of(process: int, place: str | None = None) -> str:
-    here = temporaries.new_name()[1:9]
+    here = files.temporary_name()[1:9]
     return f".{place or here}-{process}-0123456789abcdef.tmp"
 
 
 def test_names_are_known_and_never_the_same() -> None:
-    names = {temporaries.new_name() for _ in range(100)}
+    names = {files.temporary_name() for _ in range(100)}
     assert len(names) == 100
-    assert all(temporaries.is_one(name) for name in names)
-    assert not any(map(temporaries.is_one, ("x.tmp", ".tmp", "metrics.json", ".a-1-b.tmp")))
+    assert all(files.is_temporary(name) for name in names)
+    assert not any(map(files.is_temporary, ("x.tmp", ".tmp", "metrics.json", ".a-1-b.tmp")))
 
 
 def test_what_a_dead_process_of_this_machine_left_is_swept_at_once(tmp_path: Path) -> None:
@@ -100,6 +100,6 @@ os.link = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 storage.create(parse(sys.argv[1]), b"content")
 """
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "object")], check=False)
-    assert [temporaries.is_one(path.name) for path in tmp_path.iterdir()] == [True]
+    assert [files.is_temporary(path.name) for path in tmp_path.iterdir()] == [True]
     storage.create(parse(str(tmp_path / "object")), b"other content")
     assert [path.name for path in tmp_path.iterdir()] == ["object"]
