@@ -66,6 +66,8 @@ class Files:
     def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
         """Return the pages of the file; None also if it can't be opened."""
         try:
+            if not place.path.is_file():  # a pipe would be waited for
+                return None
             with place.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size > above_bytes:
                     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

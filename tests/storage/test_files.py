@@ -67,14 +67,17 @@ def test_what_is_no_file_is_named_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("through_a_link", [False, True])
+@pytest.mark.parametrize("verb", ["read", "mapped"])
 def test_a_pipe_nobody_writes_to_does_not_hang_the_job(
-    tmp_path: Path, through_a_link: bool
+    tmp_path: Path, verb: str, through_a_link: bool
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     (tmp_path / "link").symlink_to(pipe)
     uri = str(tmp_path / "link" if through_a_link else pipe)
-    program = "import sys; from job import storage; storage.read(storage.parse(sys.argv[1]), 10)"
+    program = "import sys; from job import storage; place = storage.parse(sys.argv[1]); "
+    program += "storage.mapped(place, 10); " if verb == "mapped" else ""
+    program += "storage.read(place, 10)"
     ended = subprocess.run(
         [sys.executable, "-c", program, uri],
         capture_output=True,
