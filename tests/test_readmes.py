@@ -1,5 +1,6 @@
 """The README files tell the truth: their commands, flags, defaults, exit codes, paths and links."""
 
+import importlib
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from job.process import verdict
 
 README = REPOSITORY / "README.md"
 HOUSE = REPOSITORY / "job" / "README.md"
+WINGS = sorted(front.parent.name for front in HOUSE.parent.glob("*/__init__.py"))
 TOPS = ("job", "k8s", "scripts", "tests")
 TEXTS = sorted(
     [*REPOSITORY.glob("*.md"), *(p for top in TOPS for p in (REPOSITORY / top).rglob("*.md"))]
@@ -276,18 +278,27 @@ def test_every_path_in_a_text_is_there(path: Path) -> None:
             assert (REPOSITORY / word).exists(), word
 
 
-def test_the_house_names_all_of_its_rooms() -> None:
-    """Each file of job/ is in the row of its wing, and each one that is named is there."""
+def test_the_house_names_all_of_its_floors() -> None:
+    """Each file and wing of job/ is in the table, and each one that is named is there."""
     table = HOUSE.read_text().partition("## Flags")[0]
-    told, there = set(), set()
+    told: set[str] = set()
     for row in re.findall(r"^\| (.+) \|$", table, re.MULTILINE):
-        wing = re.search(r"`(\w+/)`", row.partition(" | ")[0])
-        names = re.findall(r"`([\w.]+\.(?:py|json|npz|md))`", row)
-        told |= {f"{wing[1] if wing else ''}{name}" for name in names}
-    for path in (REPOSITORY / "job").rglob("*.*"):
-        if path.suffix != ".pyc" and path.name not in {"__init__.py", "README.md"}:
-            there.add(path.relative_to(REPOSITORY / "job").as_posix())
-    assert told == there
+        floor, _, last = row.split(" | ")
+        told |= set(re.findall(r"`([\w.]+/?)`", floor))
+        told |= {f"assets/{name}" for name in re.findall(r"`([\w.]+)`", last)}
+    there = {path.name for path in HOUSE.parent.glob("*.py")} - {"__init__.py"}
+    there |= {f"{wing}/" for wing in [*WINGS, "assets"]}
+    assert told == there | {f"assets/{p.name}" for p in (HOUSE.parent / "assets").iterdir()}
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_the_front_of_a_wing_names_all_of_its_rooms(wing: str) -> None:
+    """Each file of a wing is named in its `__init__`, and each one that is named is there."""
+    front = importlib.import_module(f"job.{wing}")
+    rooms = {path.stem for path in (HOUSE.parent / wing).glob("*.py")} - {"__init__"}
+    told = set(re.findall(r"`(\w+)`", front.__doc__ or ""))
+    assert rooms - told == set()
+    assert told - rooms - set(getattr(front, "__all__", ())) - COMMAND.commands.keys() == set()
 
 
 # --- the picture ------------------------------------------------------------------------------

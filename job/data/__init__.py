@@ -1,5 +1,5 @@
 """A data set by URI -> checked arrays and a fingerprint.
 
-`source.load` is the way in. Behind it `arrays` opens what files hold without trusting them, and
+`source` is the way in. Behind it `arrays` opens what files hold without trusting them, and
 `examples` makes pixels and labels of it.
 """

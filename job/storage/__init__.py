@@ -1,12 +1,13 @@
 """Bytes in, bytes out: the one seam between the job and wherever its files lie.
 
-`parse` makes a `Place` of a text, at the door; whole objects then go in and out as bytes, by the
-verbs. The two that matter are `read`, for an object of bounded size, and `create`, for one that is
-never overwritten. `create` may be repeated: finding its own bytes already there is success, which
-is what makes a restarted pod harmless. `backend` says what each verb promises.
+`parse` makes a `Place` of a text, at the door (`place`); whole objects then go in and out as bytes,
+by the `verbs`. The two that matter are `read`, for an object of bounded size, and `create`, for one
+that is never overwritten. `create` may be repeated: finding its own bytes already there is success,
+which is what makes a restarted pod harmless. `backend` says what each verb promises.
 
-Inside, `files` carries them out on this machine and `objects` in an object store, over a connection
-of `s3` or `gcs`; `retrying` asks a store again, `connection` says what its failures mean.
+Inside, `files` carries them out on this machine and `objects` in an object store, over a
+`connection` of `s3` or `gcs` that lives in the `background` and says what its failures mean;
+`retrying` asks a store again. `cache` keeps data sets that were fetched before.
 
 README.md tells users of credentials, permissions, and what a store must have.
 """
