@@ -415,12 +415,14 @@ def test_the_worker_goes_on_with_the_time_that_is_left(tmp_path, monkeypatch):
 
 
 LATE = """
+from job.process import runtime
 watchdog.FORMING_SECONDS = 5.0
-ready = watchdog.ready
-def late(*arguments):
-    time.sleep(9 if "LATE" in os.environ else 0)
-    ready(*arguments)
-watchdog.ready = late
+limit_threads = runtime.limit_threads
+def late(threads):
+    time.sleep(9)
+    limit_threads(threads)
+if "LATE" in os.environ:
+    runtime.limit_threads = late
 """
 
 
@@ -428,7 +430,10 @@ def test_who_is_ready_early_waits_for_the_others_alive(worker, impatient, tmp_pa
     """Inside TensorFlow it would be silent, and be ended for it."""
     with (tmp_path / "impatient" / "sitecustomize.py").open("a") as file:
         file.write(LATE)
-    both = worker(0, "--epochs", "1", **impatient), worker(1, "--epochs", "1", LATE="", **impatient)
+    both = (
+        worker(0, "--epochs", "1", **impatient),
+        worker(1, "--epochs", "1", LATE="yes", **impatient),
+    )
     errors = both_end(*both)
     assert [process.returncode for process in both] == [0, 0], errors
 
