@@ -12,7 +12,7 @@ import typer
 
 from job import __version__, flags, storage
 from job.config import RunConfig, fresh_run_id, parse_data
-from job.errors import JobError, StoppedError, TemporaryError, UsageError
+from job.errors import ClusterError, JobError, StoppedError, TemporaryError, UsageError
 from job.process import memory, verdict
 from job.process import preemption as signals
 from job.process.liveness import Liveness
@@ -97,10 +97,11 @@ def train(
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
     flags.warn_of_unknown_variables(os.environ, progress)
-    preemption = Preemption(time_limit)
+    preemption = Preemption(time_limit, spent_seconds=watchdog.spent_seconds())
     preemption.install()
+    from job.results.publishing import RunFolder  # noqa: PLC0415
+
     if cluster.workers.count > 1:
-        from job.results.publishing import RunFolder  # noqa: PLC0415
         from job.workers import supervision  # noqa: PLC0415
 
         if watchdog.is_supervised():
@@ -111,6 +112,12 @@ def train(
                 context.obj, cluster.workers, team, peer_timeout, preemption, progress
             )
             raise typer.Exit(code)
+    elif strategy == "multiworker" and RunFolder(config.place).finished(config) is None:
+        raise ClusterError(
+            "--strategy multiworker: fewer than two workers are named; name two or more in "
+            "TF_CONFIG, or in K8S_WORKERS and JOB_COMPLETION_INDEX as k8s/train-multiworker.yaml "
+            "does; one alone trains with --strategy auto"
+        )
     from job.run import train_run  # noqa: PLC0415
 
     alone = cluster.workers.count == 1

@@ -22,6 +22,7 @@ from job.results import metrics, provenance, publishing
 from job.results.publishing import RunFolder
 from job.storage import Place
 from job.training.checkpoint import Checkpoints, State
+from job.workers import watchdog
 from job.workers.cluster import Cluster, Workers
 
 if TYPE_CHECKING:
@@ -248,6 +249,7 @@ def _prepare(
     from job.workers.collectives import Collectives  # noqa: PLC0415
 
     progress.beat()
+    watchdog.ready(preemption, progress)
     chosen = strategy.choose(config.strategy, workers, require_gpu=config.require_gpu)
     preemption.install()  # again, since a starting cluster takes SIGTERM for TensorFlow
     devices = strategy.describe(chosen)

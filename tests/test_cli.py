@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 from job import __version__, cli, run, storage
 from job.errors import StoppedError, TemporaryError
-from job.process import verdict
+from job.process import runtime, verdict
 from job.results import inference
 
 TRAIN_FLAGS = [
@@ -328,11 +328,15 @@ def test_workers_must_agree_on_a_run_id(command, monkeypatch):
     assert_one_line(command("train"), 64, "--run-id")
 
 
-def test_workers_that_are_not_there(command, small_mnist, tmp_path):
+@pytest.mark.parametrize("count", ["", "1"])
+def test_workers_that_are_not_there(command, small_mnist, tmp_path, monkeypatch, count):
+    monkeypatch.setenv("K8S_WORKERS", count)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    monkeypatch.setattr(runtime, "import_tensorflow", lambda: pytest.fail("took seconds"))
     flags = ["--data", small_mnist, "--output", tmp_path, "--log", "text"]
     failed = command("train", *flags, "--strategy", "multiworker")
     assert failed.code == 78
-    assert "--strategy multiworker" in failed.err
+    assert "--strategy multiworker: fewer than two workers are named" in failed.err
 
 
 def test_codes_of_the_command_line_are_named_once():

@@ -28,11 +28,12 @@ def ignore() -> None:
 class Preemption:
     """Knows whether the run has been asked to stop."""
 
-    def __init__(self, time_limit_seconds: float | None = None) -> None:
-        """Start the clock of the limit, which is None for no limit."""
-        self._deadline = (
-            None if time_limit_seconds is None else time.monotonic() + time_limit_seconds
-        )
+    def __init__(
+        self, time_limit_seconds: float | None = None, *, spent_seconds: float = 0.0
+    ) -> None:
+        """Start the clock of the limit, of which `spent_seconds` have passed; None is no limit."""
+        self._began = time.monotonic() - spent_seconds
+        self._deadline = None if time_limit_seconds is None else self._began + time_limit_seconds
         self._limit_seconds = time_limit_seconds
         self._signal: int | None = None
         self._deferring = False
@@ -64,6 +65,10 @@ class Preemption:
         if self._signal is not None:
             return StoppedError("stopped by SIGTERM, the work is saved")
         return None
+
+    def spent_seconds(self) -> float:
+        """Return the seconds since the clock of the limit was started."""
+        return time.monotonic() - self._began
 
     def took(self, number: int) -> bool:
         """Tell whether `number` is the signal that asked the run to stop."""

@@ -49,8 +49,8 @@ def choose(
     if request == "multiworker":
         if workers is None or not several:
             raise ClusterError(
-                "--strategy multiworker: no other workers are named; set TF_CONFIG, or K8S_WORKERS "
-                "and JOB_COMPLETION_INDEX as k8s/train-multiworker.yaml does"
+                "--strategy multiworker: fewer than two workers are named; give TF_CONFIG, or "
+                "K8S_WORKERS and JOB_COMPLETION_INDEX as k8s/train-multiworker.yaml does"
             )
         return _multi_worker(workers)
     if request == "mirrored":

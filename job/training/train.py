@@ -97,7 +97,12 @@ def train(
     """
     course = _Course(config, len(dataset.x_train))
     # Until the last save, work exists nowhere else.
-    with preemption.deferred(), collectives.losing_nobody(), contextlib.closing(checkpoints):
+    with (
+        preemption.deferred(),
+        collectives.losing_nobody(),
+        contextlib.closing(checkpoints),
+        watchdog.resting_after(),  # closing waits for a store
+    ):
         loop, compile_seconds = _compile(model, dataset, config, collectives, course, progress)
         state = _begin(start, loop, collectives)
         wanted = 1  # steps in the next chunk

@@ -23,7 +23,7 @@ _OUR_OWN = (
     *(tf.errors.UnimplementedError, tf.errors.NotFoundError),
 )
 # A watcher hears of a peer's end within a second, of its silence after ten: TensorFlow after nine.
-HEARSAY_SECONDS = 5.0
+BLAME_SECONDS = 5.0
 
 
 class Collectives:
@@ -98,7 +98,7 @@ class Collectives:
         except tf.errors.OpError as error:
             if self.size == 1 or isinstance(error, _OUR_OWN) or memory.ran_out(error):
                 raise
-            known = watchdog.fault(HEARSAY_SECONDS)
+            known = watchdog.fault(BLAME_SECONDS)
             raise TemporaryError(
                 f"{known or 'lost contact to another worker'} ({_gist(error)}): "
                 f"{watchdog.RUN_AGAIN}"

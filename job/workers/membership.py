@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from job.errors import ClusterError, TemporaryError
+from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.workers.cluster import Workers
 
@@ -23,7 +24,7 @@ SILENCE_SECONDS = 10.0  # a healthy watcher answers within milliseconds, a pause
 _INTERVAL_SECONDS = 1.0
 _RETRY_SECONDS = 0.5
 _LOOK_SECONDS = 0.1
-_MEETING_SECONDS = 0.2  # between two questions until all have met all
+_MEETING_SECONDS = 0.2  # between two questions while this worker waits for the answer
 _FIRST_WORD_SECONDS = 1.0  # so long workers of one Job may come one after the other
 _WORD_SECONDS = 30.0
 _MAX_LINE = 8192  # bytes; whatever sends more is not a peer
@@ -47,6 +48,10 @@ class _Peer:
     """Why it isn't met, or why it is lost."""
     doubt: str | None = None
     """What its watcher finds wrong with it so far, as in "it showed no life"."""
+    ready: bool = False
+    """It is about to connect."""
+    waits: bool = False
+    """It does nothing but wait for others."""
     lost: bool = False
     for_another: bool = False
     """It was lost because it had lost somebody itself."""
@@ -70,6 +75,10 @@ class Membership:
         """
         self.doubt: str | None = None
         """What is wrong with this worker so far, for the others to know: "showed no life"."""
+        self.ready = False
+        """Whether this worker is about to connect, for the others to know."""
+        self.waits = False
+        """Whether this worker does nothing but wait for the others, for them to know."""
         self._team = team
         self._index = workers.index
         self._ending: int | None = None
@@ -91,21 +100,30 @@ class Membership:
             peer.thread = threading.Thread(target=self._follow, args=(peer,), daemon=True)
             peer.thread.start()
 
-    def meet(self, timeout_seconds: float, progress: Progress | None = None) -> None:
+    def meet(
+        self,
+        timeout_seconds: float,
+        progress: Progress | None = None,
+        preemption: Preemption | None = None,
+    ) -> None:
         """Wait until every worker has reached every other one.
 
         Args:
             timeout_seconds: how long.
             progress: beats meanwhile, and is told soon and then each half a minute who is missing.
+            preemption: asked whether to stop.
 
         Raises:
-            TemporaryError: one didn't in time.
+            TemporaryError: one didn't in time, or the time limit of the run is reached.
+            StoppedError, KeyboardInterrupt: asked to stop.
             ClusterError: one belongs to another team, or takes itself for another worker.
         """
         began = time.monotonic()
         next_word = began + _FIRST_WORD_SECONDS
         while missing := self._missing():
             now = time.monotonic()
+            if preemption is not None and (reason := preemption.reason()) is not None:
+                raise reason
             if self._stranger is not None:
                 raise ClusterError(self._stranger)
             if (gone := self.lost()) is not None:
@@ -145,6 +163,14 @@ class Membership:
             return f"{peer.name} is lost: {peer.problem}"
         return None
 
+    def all_ready(self) -> bool:
+        """Tell whether all workers, this one too, are about to connect or further."""
+        return self.ready and all(peer.ready or peer.ended for peer in self._peers)
+
+    def another_works(self) -> bool:
+        """Tell whether another worker does something else than to wait for others in its turn."""
+        return any(not peer.waits and not peer.ended for peer in self._peers)
+
     def leave(self, code: int, why: str | None = None) -> None:
         """Tell the others that this worker ends with the exit code `code`, and why, and close."""
         self._why = why
@@ -172,8 +198,9 @@ class Membership:
         while not self._closed.is_set():
             try:
                 connection, _ = self._server.accept()
-            except OSError:
-                return  # closed
+            except OSError:  # closed, or short of something for a moment, such as open files
+                self._closed.wait(_LOOK_SECONDS)
+                continue
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
@@ -187,12 +214,15 @@ class Membership:
             return  # whoever it was is gone, which only matters to those who asked it
 
     def _state(self) -> dict[str, Any]:
-        unmet = [peer.index for peer in self._peers if not peer.met]
+        # Who has lost one ends soon: nobody who comes anew shall begin with it.
+        unmet = [peer.index for peer in self._peers if not peer.met or peer.lost]
         return {
             "team": self._team,
             "index": self._index,
             "misses": unmet[:_MAX_NAMED],
             "doubt": self.doubt,
+            "ready": self.ready,
+            "waits": self.waits,
             "end": self._ending,
             "why": self._why and self._why[:_MAX_TEXT],
         }
@@ -232,6 +262,7 @@ class Membership:
                 )
                 return
             peer.misses, peer.doubt = list(answer["misses"]), answer["doubt"]
+            peer.ready, peer.waits = bool(answer["ready"]), bool(answer["waits"])
             peer.met = True
             if answer["end"] is not None:
                 peer.ended = answer["end"] == 0
@@ -243,7 +274,8 @@ class Membership:
                     peer.for_another = answer["end"] == TemporaryError.exit_code
                     peer.lost = True
                 return
-            self._closed.wait(_MEETING_SECONDS if self._missing() else _INTERVAL_SECONDS)
+            awaited = self._missing() or (self.ready and not peer.ready)
+            self._closed.wait(_MEETING_SECONDS if awaited else _INTERVAL_SECONDS)
 
 
 def _comes_again(code: int) -> bool:

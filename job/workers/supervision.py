@@ -13,12 +13,13 @@ import time
 from collections.abc import Sequence
 
 from job.errors import JobError, TemporaryError
+from job.process import preemption as signals
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.workers import watchdog
 from job.workers.cluster import Workers
 from job.workers.membership import SILENCE_SECONDS, Membership
-from job.workers.watchdog import PULSE, RUN_AGAIN, Signs
+from job.workers.watchdog import LINK, RUN_AGAIN, SPENT, Signs
 
 GRACE_SECONDS = 15.0  # for a worker whose peer is lost: TensorFlow tells it so in one to nine
 HEARSAY_SECONDS = 3.0
@@ -44,7 +45,8 @@ def supervise(
         progress: told who is missing; its beat shows that waiting is no hanging.
 
     Raises:
-        TemporaryError: a peer never came or was lost, or the worker froze or hung.
+        TemporaryError: a peer never came or was lost, the worker froze or hung, or the time limit
+            was reached before it had begun.
         ClusterError: a peer belongs to another training, or the port can't be had.
         StoppedError: SIGTERM came before the worker had begun.
         JobError: a signal of somebody else's killed the worker; with the code that shells give it.
@@ -52,12 +54,13 @@ def supervise(
     membership = Membership(workers, team)
     code, why = TemporaryError.exit_code, ""
     try:
-        membership.meet(peer_timeout_seconds, progress)
+        membership.meet(peer_timeout_seconds, progress, preemption)
         code, why = _watch(words, membership, preemption, progress)
     except JobError as error:
         code, why = error.exit_code, watchdog.short(str(error))
         raise
     finally:
+        signals.ignore()  # the worker has ended, and its code is this process's
         membership.leave(code, why)
     return code
 
@@ -75,7 +78,8 @@ def _watch(
         worker = subprocess.Popen(
             # Safe from whatever is called `job` or `json` in the current folder.
             [sys.executable, "-P", "-m", "job", *words],
-            env=os.environ | {PULSE: str(theirs.fileno())},
+            env=os.environ
+            | {LINK: str(theirs.fileno()), SPENT: f"{preemption.spent_seconds():.3f}"},
             pass_fds=[theirs.fileno()],
         )
     signs = Signs(link)
@@ -83,8 +87,10 @@ def _watch(
     try:
         with preemption.passed_on(worker.pid):
             while (code := worker.poll()) is None:
-                paused_seconds = signs.look(membership.suspected())
+                fault, all_ready = membership.suspected(), membership.all_ready()
+                paused_seconds = signs.look(fault, all_ready=all_ready)
                 membership.doubt = signs.doubt()
+                membership.ready, membership.waits = signs.ready, signs.waits
                 now = time.monotonic()
                 if problem is None and (problem := membership.lost()) is not None:
                     deadline = now + GRACE_SECONDS
@@ -92,7 +98,7 @@ def _watch(
                     problem, deadline = own, now
                 if now >= deadline:
                     worker.kill()
-                if signs.waits:
+                if signs.waits and membership.another_works():
                     progress.beat()  # the one that it waits for has a probe of its own
                 time.sleep(_LOOK_SECONDS)
     finally:
@@ -107,7 +113,7 @@ def _watch(
     # A worker may stumble over a lost peer before its watcher has heard of that.
     # Not after SIGKILL, which only the system or a person sends to a worker unasked.
     deadline = time.monotonic() + (0 if code == -signal.SIGKILL else HEARSAY_SECONDS)
-    while (problem := problem or membership.lost()) is None and time.monotonic() < deadline:
+    while (problem := problem or membership.suspected()) is None and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
     if problem is not None:
         raise TemporaryError(f"{problem}; the worker was ended: {RUN_AGAIN}")

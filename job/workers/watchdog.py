@@ -17,31 +17,36 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from job.errors import JobError
+from job.errors import JobError, TemporaryError
+from job.process.preemption import Preemption
 from job.process.progress import Progress
 
-PULSE = "MNIST_JOB_INTERNAL_PULSE"  # variable that names the socket's file descriptor
+LINK = "MNIST_JOB_INTERNAL_LINK"  # variable that names the socket's file descriptor
+SPENT = "MNIST_JOB_INTERNAL_SPENT_SECONDS"  # variable: of the time limit, before the worker began
 RUN_AGAIN = "run all workers again, the run goes on from its last checkpoint"
 
 FROZEN_SECONDS = 20.0  # without a sign of life; compiling may keep all threads of a worker quiet
-# A worker whose peer comes late waits for it inside TensorFlow, and holds Python's lock meanwhile.
+# While workers connect, all at the same time, TensorFlow holds Python's lock.
 FORMING_SECONDS = 120.0
 HUNG_SECONDS = 30.0  # without a move in training, of which there is one each half a second
 _HUNG_CHUNKS = 5  # for a model of which one step takes longer than that
 DOUBT_SECONDS = 5.0  # after which a watcher tells others that its worker may be at fault
 
 _BEAT_SECONDS = 1.0
+_ROOM_SECONDS = 1.0  # for the watcher to make room for a line that must not be lost
 _PAUSE_SECONDS = 2.0  # a watcher that wasn't running for so long saw nothing meanwhile
 _AWAKEN_BEATS = 15  # of its own without any of the watcher's, after which a worker wakes it
 _END_BEATS = 20  # and ends it
 
 # Lines of a worker's; some have more behind the sign.
 _ALIVE, _JOINS, _LEAVES, _MOVED, _RESTS, _WHY, _LAST = ".", "(", ")", "+", "-", "!", "?"
+_READY = "="  # of a worker's; of a watcher's, before what it knows to be wrong: all are
+_REPEATED = (_ALIVE, _MOVED)  # another will tell the same soon
 _MAX_TEXT = 300  # characters; what is longer makes no better sentence
 
 
 class Link:
-    """One end of the socket: takes and gives lines, and never waits."""
+    """One end of the socket: takes and gives lines."""
 
     def __init__(self, connection: socket.socket) -> None:
         """Use `connection`, a stream."""
@@ -49,14 +54,25 @@ class Link:
         self.connection.setblocking(False)
         self._rest = b""
 
-    def say(self, line: str) -> None:
-        """Send `line`; what the other end has no room for is lost, as it doesn't listen.
+    def say(self, line: str, wait_seconds: float = 0.0) -> None:
+        """Send `line`; it is lost if the other end doesn't listen.
+
+        Args:
+            line: without its end.
+            wait_seconds: how long to wait at most until there is room for it.
 
         Raises:
             OSError: there is no other end any more.
         """
-        with contextlib.suppress(BlockingIOError):
-            self.connection.send(line.encode() + b"\n")
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                self.connection.send(line.encode() + b"\n")
+                return
+            left_seconds = deadline - time.monotonic()
+            if left_seconds <= 0:
+                return
+            select.select([], [self.connection], [], left_seconds)
 
     def hear(self) -> list[str]:
         """Return the lines that have come."""
@@ -80,11 +96,18 @@ class Signs:
         self._alive, self._moved = now, now
         self._longest_chunk_seconds = 0.0
         self._formed = self._due = self._together = False
+        self._all_ready = False
+        self.ready = False
+        """Whether the worker is about to connect to the others."""
         self.why = ""
         """What the worker said of its end."""
 
-    def look(self, fault: str | None) -> float:
-        """Take in what the worker has said, and tell it what is wrong with others, if anything is.
+    def look(self, fault: str | None, *, all_ready: bool = False) -> float:
+        """Take in what the worker has said, and tell it what is known of the others.
+
+        Args:
+            fault: what is wrong with them, if anything is.
+            all_ready: whether all workers are about to connect.
 
         Returns:
             For how many seconds this watcher itself was not running; 0 if it was.
@@ -98,10 +121,10 @@ class Signs:
             self._alive = now
             if line != _ALIVE:
                 self._take(line, now)
-        if now - self._told >= _BEAT_SECONDS:
-            self._told = now
+        if now - self._told >= _BEAT_SECONDS or all_ready is not self._all_ready:
+            self._told, self._all_ready = now, all_ready
             with contextlib.suppress(OSError):  # it has ended, as its exit code will tell
-                self._link.say((fault or "")[:_MAX_TEXT])
+                self._link.say((_READY if all_ready else "") + (fault or "")[:_MAX_TEXT])
         return paused_seconds
 
     @property
@@ -163,6 +186,8 @@ class Signs:
             self._longest_chunk_seconds = max(self._longest_chunk_seconds, float(text))
         elif sign == _RESTS:
             self._due = False
+        elif sign == _READY:
+            self.ready = True
 
 
 class _Worker:
@@ -172,6 +197,7 @@ class _Worker:
         self.link = link
         self.fault = ""
         self.heard = threading.Event()
+        self.all_ready = threading.Event()
         self._progress = progress
         self._watcher = os.getppid()
 
@@ -181,7 +207,9 @@ class _Worker:
         while True:
             select.select([self.link.connection], [], [], _BEAT_SECONDS)
             if lines := self.link.hear():
-                self.fault = lines[-1]
+                self.fault = lines[-1].removeprefix(_READY)
+                if lines[-1].startswith(_READY):
+                    self.all_ready.set()
                 self.heard.set()
             # Counted in beats of its own: if the whole pod was paused, nobody was silent.
             silent = 0 if lines else silent + 1
@@ -205,7 +233,7 @@ _worker: _Worker | None = None
 
 def is_supervised() -> bool:
     """Tell whether this process is a worker that somebody watches over."""
-    return PULSE in os.environ
+    return LINK in os.environ
 
 
 def start(progress: Progress) -> None:
@@ -215,9 +243,36 @@ def start(progress: Progress) -> None:
         progress: told of a watcher that is silent.
     """
     global _worker  # noqa: PLW0603  a process has one watcher
-    connection = socket.socket(fileno=int(os.environ[PULSE]))
+    connection = socket.socket(fileno=int(os.environ[LINK]))
     _worker = _Worker(Link(connection), progress)
-    threading.Thread(target=_worker.beat, daemon=True, name="pulse").start()
+    threading.Thread(target=_worker.beat, daemon=True, name="link").start()
+
+
+def spent_seconds() -> float:
+    """Return how much of the run's time limit had passed when this worker was started."""
+    return float(os.environ.get(SPENT) or 0)
+
+
+def ready(preemption: Preemption, progress: Progress) -> None:
+    """Say that this worker is about to connect, and wait until all others are as well.
+
+    Who waited inside TensorFlow would hold Python's lock, and be deaf and silent meanwhile.
+
+    Args:
+        preemption: asked whether to stop.
+        progress: beats meanwhile.
+
+    Raises:
+        TemporaryError: another worker is lost, or the time limit is reached.
+        StoppedError, KeyboardInterrupt: asked to stop.
+    """
+    _say(_READY)
+    while _worker is not None and not _worker.all_ready.wait(_BEAT_SECONDS / 10):
+        progress.beat()
+        if (reason := preemption.reason()) is not None:
+            raise reason
+        if _worker.fault:
+            raise TemporaryError(f"{_worker.fault}: {RUN_AGAIN}")
 
 
 def moved(seconds: float) -> None:
@@ -231,11 +286,22 @@ def rests() -> None:
 
 
 @contextlib.contextmanager
+def resting_after() -> Iterator[None]:
+    """Say when this block ends, however it does, that what comes now may take its time."""
+    try:
+        yield
+    finally:
+        rests()
+
+
+@contextlib.contextmanager
 def together() -> Iterator[None]:
     """Say that inside this block all workers need each other, so that each may wait for another."""
     _say(_JOINS)
-    yield
-    _say(_LEAVES)
+    try:
+        yield
+    finally:
+        _say(_LEAVES)
 
 
 def fault(wait_seconds: float) -> str | None:
@@ -277,7 +343,7 @@ def leave(code: int) -> NoReturn:
 def _say(line: str) -> None:
     if _worker is not None:
         with contextlib.suppress(OSError):  # the thread that beats sees to that
-            _worker.link.say(line)
+            _worker.link.say(line, 0 if line[:1] in _REPEATED else _ROOM_SECONDS)
 
 
 def short(text: str) -> str:

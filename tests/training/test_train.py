@@ -20,6 +20,8 @@ from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.training import model, strategy, train
 from job.training.checkpoint import Checkpoints, State, from_bytes, to_bytes
+from job.training.loop import Loop
+from job.workers import watchdog
 from job.workers.collectives import Collectives
 
 
@@ -284,3 +286,22 @@ def test_no_more_rates_are_made_than_those_of_an_epoch(tiny, monkeypatch):
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 8 * 1024 * 1024
+
+
+@pytest.mark.parametrize("place", ["run", "means"])
+def test_what_ends_the_loop_rests_before_it_waits_for_a_store(tiny, monkeypatch, place):
+    """Its watcher would take a slow store for a hang, and end it without its own exit code."""
+    said = []
+
+    def fail(*_, count=1, **__):
+        if count:  # none while it compiles
+            raise DataError("no number")
+
+    monkeypatch.setattr(watchdog, "_say", said.append)
+    monkeypatch.setattr(Memory, "close", lambda _: said.append("closed"))
+    monkeypatch.setattr(Loop, place, fail)
+    with pytest.raises(DataError):
+        run(tiny, config())
+    *lines, rests, closed = said
+    assert (rests, closed) == ("-", "closed")
+    assert lines.count("(") == lines.count(")") > 0

@@ -1,6 +1,7 @@
 """Watchers find each other, and notice who is missing, strange, silent or gone."""
 
 import contextlib
+import errno
 import json
 import socket
 import threading
@@ -10,6 +11,7 @@ import pytest
 from conftest import free_ports
 
 from job.errors import ClusterError, TemporaryError
+from job.process.preemption import Preemption
 from job.workers import membership as peers_module
 from job.workers.cluster import Workers
 from job.workers.membership import Membership
@@ -40,7 +42,8 @@ def pretend(address: str, state: dict[str, object], silent: threading.Event | No
     """Answer at `address` as a watcher in the state `state` would, until `silent`."""
     host, _, port = address.rpartition(":")
     over = threading.Event()
-    whole = {"team": "run", "misses": [], "doubt": None, "end": None, "why": None} | state
+    fields = {"misses": [], "doubt": None, "ready": False, "waits": False, "end": None}
+    whole = {"team": "run", "why": None} | fields | state
 
     def answer(connection):
         with connection, connection.makefile("rwb") as stream, contextlib.suppress(OSError):
@@ -303,3 +306,73 @@ def test_of_several_the_one_to_blame_is_named(join):
     frozen.doubt = None
     assert until(lambda: mine.lost().startswith("worker 1 "))
     assert "it ended with exit code 75 (lost somebody)" in mine.lost()
+
+
+def test_who_has_lost_one_does_not_begin_with_its_successor(join, addresses):
+    """It is about to end: the one that comes anew waits for the whole next generation."""
+    everybody = [join(index) for index in range(3)]
+    for peers in everybody:
+        peers.meet(20)
+    everybody[1].leave(137)
+    assert until(everybody[0].lost)
+    host, _, port = addresses[0].rpartition(":")
+    with (
+        socket.create_connection((host, int(port) + 1), 5) as connection,
+        connection.makefile("rwb") as stream,
+    ):
+        stream.write(b"{}\n")
+        stream.flush()
+        assert json.loads(stream.readline())["misses"] == [1]
+
+
+def test_all_are_ready_when_each_is(join):
+    everybody = [join(index) for index in range(3)]
+    for peers in everybody:
+        peers.meet(20)
+    everybody[1].ready = everybody[2].ready = True
+    time.sleep(1.5)
+    assert not any(peers.all_ready() for peers in everybody)
+    everybody[0].ready = True
+    assert until(lambda: all(peers.all_ready() for peers in everybody), 3)
+
+
+def test_where_all_wait_nobody_works(join):
+    mine, other, third = (join(index) for index in range(3))
+    for peers in (mine, other, third):
+        peers.meet(20)
+    other.waits = True
+    time.sleep(1.5)
+    assert mine.another_works()
+    third.leave(0)
+    assert until(lambda: not mine.another_works(), 3)
+    other.waits = False
+    assert until(mine.another_works, 3)
+
+
+def test_a_stop_is_heard_while_others_are_waited_for(join):
+    mine = join(0)
+    with pytest.raises(TemporaryError, match="--time-limit 5 reached"):
+        mine.meet(20, None, Preemption(5, spent_seconds=5))
+
+
+class Tired:
+    """A server's socket that can't take a connection now and then."""
+
+    def __init__(self, server: socket.socket) -> None:
+        self._server, self._calls = server, 0
+
+    def accept(self):
+        self._calls += 1
+        if self._calls % 2:
+            raise OSError(errno.EMFILE, "too many open files")
+        return self._server.accept()
+
+    def close(self) -> None:
+        self._server.close()
+
+
+def test_an_error_of_a_moment_deafens_nobody(join, monkeypatch):
+    listen = peers_module._listen
+    monkeypatch.setattr(peers_module, "_listen", lambda port: Tired(listen(port)))
+    for peers in [join(index) for index in range(3)]:
+        peers.meet(5)

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, free_ports
 
-from job.errors import JobError, StoppedError
+from job.errors import JobError, StoppedError, TemporaryError
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.workers import supervision
+from job.workers.cluster import Workers
 
 
 @pytest.mark.parametrize(
@@ -265,6 +266,13 @@ class Unbothered:
     """Membership that are never lost."""
 
     doubt: str | None = None
+    ready = waits = False
+
+    def __init__(self, *, another_works: bool = True) -> None:
+        self.another_works = lambda: another_works
+
+    def all_ready(self) -> bool:
+        return self.ready
 
     def lost(self) -> None:
         return None
@@ -314,21 +322,120 @@ def test_a_worker_that_a_signal_ends_before_it_could_take_it(
 
 
 @pytest.mark.parametrize(
-    ("says", "shown"), [("(\\n", True), ("+0.5\\n(\\n", False), (".\\n", False)]
+    ("says", "another_works", "shown"),
+    [
+        ("(\\n", True, True),
+        ("(\\n", False, False),
+        ("+0.5\\n(\\n", True, False),
+        (".\\n", True, False),
+    ],
 )
-def test_liveness_is_shown_for_a_worker_that_waits_for_others(says, shown, tmp_path, monkeypatch):
-    """The chief may publish for longer than a probe allows; who should move shows it itself."""
+def test_liveness_is_shown_for_a_worker_that_waits_for_others(
+    says, another_works, shown, tmp_path, monkeypatch
+):
+    """The chief may publish for longer than a probe allows; who should move shows it itself.
+
+    Where all wait for each other, nothing goes on, and the probe has to find it.
+    """
     script = tmp_path / "worker"
-    script.write_text(
-        f"#!/bin/bash\nprintf '{says}' >&$MNIST_JOB_INTERNAL_PULSE\nsleep 1\nexit 7\n"
-    )
+    script.write_text(f"#!/bin/bash\nprintf '{says}' >&$MNIST_JOB_INTERNAL_LINK\nsleep 1\nexit 7\n")
     script.chmod(0o755)
     monkeypatch.setattr(supervision.sys, "executable", str(script))
     file = tmp_path / "alive"
     progress = Progress(liveness=Liveness(str(file)))
     file.unlink()
-    assert supervision._watch([], Unbothered(), Preemption(), progress) == (7, "")
+    membership = Unbothered(another_works=another_works)
+    assert supervision._watch([], membership, Preemption(), progress) == (7, "")
     assert file.exists() is shown
+    assert membership.waits is says.startswith("(")  # for the others to know
+
+
+class Left(Unbothered):
+    """Membership in which SIGTERM comes while the others are told of the end."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+    def meet(self, *_: object) -> None:
+        pass
+
+    def leave(self, *_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+
+
+def test_sigterm_after_the_workers_end_changes_no_exit_code(tmp_path, monkeypatch):
+    script = tmp_path / "worker"
+    script.write_text("#!/bin/sh\nexit 75\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(supervision.sys, "executable", str(script))
+    monkeypatch.setattr(supervision, "Membership", Left)
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    preemption = Preemption()
+    preemption.install()
+    try:
+        assert supervision.supervise([], Workers(), "run", 1, preemption, Progress()) == 75
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def test_who_is_doubted_is_named_when_the_worker_stumbles_over_it(tmp_path, monkeypatch):
+    """TensorFlow may notice a frozen peer before the watcher of that one is sure."""
+    script = tmp_path / "worker"
+    script.write_text("#!/bin/sh\nexit 70\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(supervision.sys, "executable", str(script))
+    monkeypatch.setattr(supervision, "HEARSAY_SECONDS", 0.2)
+    membership = Unbothered()
+    membership.suspected = lambda: "worker 1 (b:1) is lost: it showed no life for 6 s"
+    with pytest.raises(TemporaryError, match="it showed no life for 6 s; the worker was ended"):
+        supervision._watch([], membership, Preemption(), Progress())
+
+
+def test_the_time_limit_runs_while_others_are_waited_for(worker):
+    alone = worker(0, "--time-limit", "2")
+    _, errors = alone.communicate(timeout=30)
+    assert alone.returncode == 75
+    assert '"error": "--time-limit 2 reached' in errors
+
+
+def test_the_worker_goes_on_with_the_time_that_is_left(tmp_path, monkeypatch):
+    script = tmp_path / "worker"
+    script.write_text(f"#!/bin/sh\necho $MNIST_JOB_INTERNAL_SPENT_SECONDS > {tmp_path}/spent\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(supervision.sys, "executable", str(script))
+    supervision._watch([], Unbothered(), Preemption(100, spent_seconds=60), Progress())
+    spent = (tmp_path / "spent").read_text().strip()
+    assert 60 <= float(spent) < 65
+    monkeypatch.setenv("MNIST_JOB_INTERNAL_SPENT_SECONDS", spent)
+    left = Preemption(100, spent_seconds=supervision.watchdog.spent_seconds())
+    assert left.reason(needed_seconds=30) is None
+    assert isinstance(left.reason(needed_seconds=41), TemporaryError)
+
+
+LATE = """
+from job.process import runtime
+watchdog.FORMING_SECONDS = 5.0
+limit_threads = runtime.limit_threads
+def late(threads):
+    time.sleep(9)
+    limit_threads(threads)
+if "LATE" in os.environ:
+    runtime.limit_threads = late
+"""
+
+
+def test_who_is_ready_early_waits_for_the_others_alive(worker, impatient, tmp_path):
+    """Inside TensorFlow it would be silent, and be ended for it."""
+    with (tmp_path / "impatient" / "sitecustomize.py").open("a") as file:
+        file.write(LATE)
+    both = (
+        worker(0, "--epochs", "1", **impatient),
+        worker(1, "--epochs", "1", LATE="yes", **impatient),
+    )
+    errors = both_end(*both)
+    assert [process.returncode for process in both] == [0, 0], errors
 
 
 def test_sigterm_while_waiting_for_the_others(worker, tmp_path):

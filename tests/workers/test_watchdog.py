@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from job.errors import TemporaryError
+from job.process.preemption import Preemption
+from job.process.progress import Progress
 from job.workers import watchdog
 from job.workers.watchdog import Link, Signs
 
@@ -17,7 +21,7 @@ link, theirs = watchdog.open_link()
 child = f"import os, sys, time; from job.process.progress import Progress; {sys.argv[1]}"
 worker = subprocess.Popen(
     [sys.executable, "-c", child],
-    env=os.environ | {watchdog.PULSE: str(theirs.fileno())},
+    env=os.environ | {watchdog.LINK: str(theirs.fileno())},
     pass_fds=[theirs.fileno()],
 )
 theirs.close()
@@ -155,6 +159,65 @@ def test_words_are_passed_on(clock, ends):
     worker.say("!its reason")
     signs.look(None)
     assert signs.why == "its reason"
+
+
+def test_that_all_are_ready_is_said_at_once(clock, ends):
+    signs, worker = ends
+    worker.say("=")
+    signs.look(None)
+    assert signs.ready
+    assert worker.hear() == [""]
+    signs.look(None, all_ready=True)
+    assert worker.hear() == ["="]
+    clock[0] += 1
+    signs.look("worker 1 is lost", all_ready=True)
+    assert worker.hear() == ["=worker 1 is lost"]
+
+
+@pytest.fixture
+def pair(monkeypatch):
+    """Return a watcher's end, of a worker that this process is."""
+    link, theirs = watchdog.open_link()
+    monkeypatch.setattr(watchdog, "_worker", watchdog._Worker(Link(theirs), Progress("json")))
+    yield link
+    link.connection.close()
+    theirs.close()
+
+
+def test_who_waits_for_all_to_be_ready_hears_of_a_loss_and_of_a_stop(pair):
+    watchdog._worker.fault = "worker 1 (b:1) is lost: it ended with exit code 70"
+    with pytest.raises(TemporaryError, match="exit code 70: run all workers again"):
+        watchdog.ready(Preemption(), Progress("json"))
+    watchdog._worker.fault = ""
+    with pytest.raises(TemporaryError, match="--time-limit 1 reached"):
+        watchdog.ready(Preemption(1, spent_seconds=1), Progress("json"))
+    watchdog._worker.all_ready.set()
+    watchdog.ready(Preemption(), Progress("json"))
+    assert pair.hear() == ["="] * 3
+
+
+def test_only_what_is_repeated_is_lost_where_there_is_no_room(pair):
+    """As where an epoch is one chunk of milliseconds, and the watcher looks ten times a second."""
+    began = time.monotonic()
+    for _ in range(10_000):
+        watchdog.moved(0.001)
+    assert time.monotonic() - began < 1
+    heard = []
+
+    def listen_late():
+        time.sleep(0.3)
+        while "?" not in heard and time.monotonic() < began + 10:
+            heard.extend(pair.hear())
+
+    listener = threading.Thread(target=listen_late)
+    listener.start()
+    with watchdog.together():
+        watchdog.rests()
+    watchdog._say("!why")
+    watchdog._say("?")
+    listener.join()
+    assert heard[-5:] == ["(", "-", ")", "!why", "?"]
+    assert 0 < len(heard) < 10_000
 
 
 def test_who_does_not_listen_holds_nobody_up():
