@@ -33,9 +33,8 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## Run the tests
 	@$(TESTS) -m 'not slow and not checks' $(ARGS)
 
-test-slow: $(READY) ## Run the long proofs too that no other target runs (2 minutes)
-	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/training/test_replicas.py \
-		--ignore tests/workers/test_supervision.py $(ARGS)
+test-slow: $(READY) ## Run the long proofs, but for the image's and what runs for an hour (5 minutes)
+	@$(TESTS) -m slow --ignore tests/test_image.py $(ARGS)
 
 check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the manifests and the Dockerfile
 	@$(BIN)/ruff check .
@@ -62,7 +61,6 @@ bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 15 mi
 	@$(BIN)/python scripts/bench/compare.py $(ARGS)
 
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (70 minutes)
-	@$(BIN)/python -m pytest -q -m slow tests/training/test_replicas.py tests/workers/test_supervision.py
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/workers.py
 

@@ -85,11 +85,16 @@ class Finished:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of which each, and the one after it, is free; below those that systems give."""
-    candidates = iter(range(10_000 + os.getpid() % 1_000 * 20, 32_000, 2))
+    """Return ports of which each, and the one after it, is free; below those that systems give.
+
+    Drawn by chance, since other processes look for some at the same time.
+    """
+    draw = secrets.SystemRandom()
     found: list[int] = []
     while len(found) < count:
-        port = next(candidates)
+        port = draw.randrange(10_000, 32_000, 2)
+        if port in found:
+            continue
         try:
             for number in (port, port + 1):
                 socket.create_server(("127.0.0.1", number)).close()

@@ -349,6 +349,8 @@ def test_the_job_accepts_what_the_manifest_gives(path, command, monkeypatch, tmp
         if name == "K8S_WORKERS":  # it would wait for its peers
             continue
         monkeypatch.setenv(name, re.sub("^/tmp(?=/)", str(tmp_path), value))
+    if os.environ.get("MNIST_JOB_STRATEGY") == "multiworker":  # here it is alone
+        monkeypatch.setenv("MNIST_JOB_STRATEGY", "auto")
     monkeypatch.setenv("K8S_JOB_NAME", workload["metadata"]["name"])
     ended = command(*container_of(workload)["args"])
     assert ended.code == 75, ended.err

@@ -93,8 +93,10 @@ def apart(replicas: int, *case: str) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("replicas", "broken"),
-    [(2, ["statistics", "masks"]), (3, ["fill-ups"])],
-    ids=["2", "3 that don't divide it"],
+    [
+        pytest.param(2, ["statistics", "masks"], id="2", marks=pytest.mark.slow),
+        pytest.param(3, ["fill-ups"], id="3 that don't divide it"),
+    ],
 )
 def test_batch_statistics_and_masks_are_those_of_the_whole_batch(replicas, broken):
     """The convolutional net normalises by batch and drops out; here are eight images in one."""

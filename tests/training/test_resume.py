@@ -68,7 +68,7 @@ def outcome(run: Path) -> tuple[bytes, bytes, list, dict]:
     [
         (None, 0.5),
         ("attempt_started", 0.5),
-        ("compiled", 0.1),
+        pytest.param("compiled", 0.1, marks=pytest.mark.slow),
         pytest.param("compiled", 0.5, marks=pytest.mark.slow),
         ("epoch", 0),
     ],

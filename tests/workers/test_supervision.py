@@ -20,14 +20,8 @@ from job.workers import supervision
 from job.workers.cluster import Workers
 
 
-@pytest.mark.parametrize(
-    "harm",
-    [
-        "killed",
-        pytest.param("frozen", marks=pytest.mark.slow),
-        pytest.param("missing", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["killed", "frozen", "missing"])
 def test_a_lost_worker_ends_all_with_75_and_the_run_goes_on(harm):
     """The short version of `make chaos`, which does this ten times with two and three workers."""
     script = str(REPOSITORY / "scripts" / "chaos" / "workers.py")
@@ -426,6 +420,7 @@ if "LATE" in os.environ:
 """
 
 
+@pytest.mark.slow
 def test_who_is_ready_early_waits_for_the_others_alive(worker, impatient, tmp_path):
     """Inside TensorFlow it would be silent, and be ended for it."""
     with (tmp_path / "impatient" / "sitecustomize.py").open("a") as file:
