@@ -160,13 +160,14 @@ class RunFolder:
         return number
 
     def publish(self, files: dict[Place, bytes]) -> tuple[Artifact, ...]:
-        """Write the artifacts, all but `metrics.json`, at once, and return what to say of them.
+        """Write the artifacts, all but `metrics.json`, and return what to say of them.
 
         Raises:
             ConflictError: one exists with other bytes.
             OutputError: one can't be written.
         """
-        storage.create_all(files)
+        for place, data in files.items():
+            storage.create(place, data)
         return tuple(describe(place.name, data) for place, data in files.items())
 
     def complete(self, config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ that is never overwritten. `create` may be repeated: finding its own bytes alrea
 which is what makes a restarted pod harmless. `backend` says what each verb promises.
 
 Inside, `files` carries them out on this machine and `objects` in an object store, over a
-`connection` of `s3` or `gcs` that lives in the `background` and says what its failures mean;
-`retrying` asks a store again.
+`connection` of `s3` or `gcs` that says what its failures mean; `retrying` waits for a store, and
+asks it again.
 
 README.md tells users of credentials, permissions, and what a store must have.
 """
@@ -18,8 +18,8 @@ from job.storage.verbs import (
     Settings,
     configure,
     create,
-    create_all,
     exists,
+    hurry,
     is_folder,
     mapped,
     names,
@@ -33,8 +33,8 @@ __all__ = [
     "Settings",
     "configure",
     "create",
-    "create_all",
     "exists",
+    "hurry",
     "is_folder",
     "mapped",
     "names",

@@ -8,7 +8,6 @@ only, since `read` comes after them and tells the reason.
 """
 
 import mmap
-from collections.abc import Mapping
 from typing import Protocol
 
 from job.errors import DataError
@@ -20,20 +19,13 @@ MEBIBYTE = 1024 * 1024
 class Backend(Protocol):
     """Whole objects at places of one kind."""
 
-    def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        """Return the whole object, and what its storage calls this content ("" where it doesn't).
+    def read(self, place: Place, limit_bytes: int) -> bytes:
+        """Return the whole object.
 
         Raises:
             MissingInputError: there is none, or it may not be read.
             DataError: it has more than `limit_bytes` bytes.
             OutputError: the device failed while reading.
-        """
-
-    def version(self, place: Place) -> str:
-        """Return what `read` would say of the content, or "" where reading costs no more.
-
-        Raises:
-            MissingInputError: there is no object.
         """
 
     def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
@@ -68,13 +60,6 @@ class Backend(Protocol):
         Raises:
             ConflictError: the object exists with other bytes.
             OutputError: it could not be written; what to do is in the message.
-        """
-
-    def create_all(self, objects: Mapping[Place, bytes]) -> None:
-        """Create several objects, place to content.
-
-        Raises:
-            JobError: as `create`. Some may have been written; the same call goes on.
         """
 
     def remove(self, place: Place) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import socket
-from collections.abc import Mapping
 from pathlib import Path
 
 from job.errors import ConflictError, MissingInputError, OutputError
@@ -28,8 +27,8 @@ _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 class Files:
     """The file systems of this machine: a `Backend`, which says what each verb promises."""
 
-    def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        """Return the content, and "": files have no versions."""
+    def read(self, place: Place, limit_bytes: int) -> bytes:
+        """Return the content."""
         path = place.path
         try:
             if path.is_dir():
@@ -56,12 +55,7 @@ class Files:
                 ) from error
             raise OutputError(f"reading {place} failed: {_reason(error)}") from error
         check_size(place, len(data), limit_bytes)
-        return data, ""
-
-    def version(self, place: Place) -> str:
-        """Return "": a file is read as quickly as it is asked for its version."""
-        del place
-        return ""
+        return data
 
     def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
         """Return the pages of the file; None also if it can't be opened."""
@@ -136,11 +130,6 @@ class Files:
                     "if its file system has no hard links (SMB, some FUSE), choose one that has"
                 )
             raise OutputError(f"cannot write {place}: {_reason(error)}; {advice}") from error
-
-    def create_all(self, objects: Mapping[Place, bytes]) -> None:
-        """Create one after the other, up to the first that fails."""
-        for place, data in objects.items():
-            self.create(place, data)
 
     def remove(self, place: Place) -> None:
         """Remove the file; its folder stays."""

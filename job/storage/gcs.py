@@ -6,7 +6,6 @@ named by STORAGE_EMULATOR_HOST, needs none.
 https://cloud.google.com/storage/docs/json_api/v1/objects
 """
 
-import asyncio
 import base64
 import contextlib
 import hashlib
@@ -14,9 +13,8 @@ import io
 import json
 import logging
 import os
-import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, ClassVar
 
@@ -25,8 +23,16 @@ from gcsfs.core import GCSFileSystem  # gcsfs's own choice of class would ask by
 from gcsfs.retry import HttpError, NonRetryableError
 from google.auth import exceptions
 
-from job.storage.background import in_thread
-from job.storage.connection import Failure, Page, Piece, StoreError
+from job.storage.connection import (
+    FOREIGN,
+    Failure,
+    Page,
+    Piece,
+    StoreError,
+    by_status,
+    detail,
+    piece,
+)
 
 # google-auth trusts a file of credentials to be one.
 _NO_FILE = (ValueError, TypeError, KeyError, AttributeError, OSError)
@@ -35,9 +41,10 @@ _NO_FILE = (ValueError, TypeError, KeyError, AttributeError, OSError)
 class _RefusedError(Exception):
     """An answer that is no success."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], text: str) -> None:
         super().__init__(status)
         self.status = status
+        self.headers = headers
         self.text = text
 
 
@@ -47,7 +54,7 @@ class _Files(GCSFileSystem):  # type: ignore[misc]  # it has no types
     protocol = "gs of this job"  # so fsspec's own configuration, which may hold keys, has no say
 
     # gcsfs's own would send up to six times and wait in between, which is for `retrying` to do and
-    # to tell; fetch tokens while the loop stands still; and drop why an answer is 403 or 404.
+    # to tell; follow redirects, with token and body; and drop why an answer is 403 or 404.
     async def _request(
         self,
         method: str,
@@ -65,7 +72,7 @@ class _Files(GCSFileSystem):  # type: ignore[misc]  # it has no types
             method,
             self._format_path(path, args),
             params=self._get_params(query),
-            headers=await in_thread(partial(self._get_headers, headers)),
+            headers=self._get_headers(headers),
             json=json,
             data=data,
             timeout=self.requests_timeout,
@@ -73,9 +80,9 @@ class _Files(GCSFileSystem):  # type: ignore[misc]  # it has no types
         ) as answer:
             if not 200 <= answer.status < 300:
                 text = await answer.content.read(10_000)
-                raise _RefusedError(answer.status, text.decode(errors="replace"))
-            if most is not None and (answer.content_length or 0) > most:
-                raise StoreError("unable", "it ignores the header Range")
+                raise _RefusedError(answer.status, answer.headers, text.decode(errors="replace"))
+            if most is not None and not 0 < (answer.content_length or 0) <= most:
+                raise StoreError("passing", FOREIGN)
             return answer.status, answer.headers, answer.request_info, await answer.read()
 
     @staticmethod
@@ -106,33 +113,35 @@ class GCS:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
-        self._opening = asyncio.Lock()
         self._files: _Files | None = None
 
-    async def get(
-        self, bucket: str, key: str, first: int, last: int, version: str | None = None
-    ) -> Piece:
-        """Return the bytes `first` to `last`, if the object is still of that `version`."""
+    async def get(self, bucket: str, key: str, first: int, last: int) -> Piece:
+        """Return the bytes `first` to `last`, or as many as there are."""
         # Without the second header, what was stored gzipped comes back unpacked.
         headers = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "gzip"}
-        query = {"alt": "media", "ifGenerationMatch": version}
         most = last - first + 1
-        with _judged("changed"):
-            files = await self._connected()
+        with _judged():
+            files = self._connected()
             try:
                 # Not `_cat_file`, which keeps size and version to itself.
                 described, data = await files._call(
-                    "GET", "b/{}/o/{}", bucket, key, headers=headers, most=most, **query
+                    "GET", "b/{}/o/{}", bucket, key, headers=headers, most=most, alt="media"
                 )
             except _RefusedError as error:
-                if error.status == 416 and first == 0:  # an empty object has no first byte
-                    return Piece(b"", 0, "empty")
-                raise
-            total = described.get("Content-Range", str(len(data))).rpartition("/")[2]
-            return Piece(data, int(total), described.get("X-Goog-Generation", ""))
+                empty, gone = first == 0 and error.status == 416, error.status == 404
+                if not empty and (not gone or _is_absence(error)):
+                    raise
+                # An empty object has no first byte; and an emulator's 404 has no sign that it is
+                # the store's. What describes the object tells for certain.
+                facts = await files._call("GET", "b/{}/o/{}", bucket, key, json_out=True)
+                if gone or facts["size"] != "0":
+                    raise StoreError("passing", FOREIGN) from error
+                return Piece(b"", 0, str(facts["generation"]))
+        span, generation = described.get("Content-Range", ""), described.get("X-Goog-Generation")
+        return piece(data, span, first, last, generation)
 
-    async def put_new(self, bucket: str, key: str, data: bytes) -> None:
-        """Create the object, unless there is one."""
+    async def put_new(self, bucket: str, key: str, data: bytes) -> bool:
+        """Create the object, unless there is one; its MD5 and generation prove that it is ours."""
         # Not `_pipe_file`: its boundary is always the same, so an object that held it would be cut
         # there, and it sends no digest, which Google compares before it commits.
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
@@ -143,22 +152,26 @@ class GCS:
         )
         opening += f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         body = io.BytesIO(b"".join([opening.encode(), data, f"\r\n--{boundary}--".encode()]))
-        with _judged("exists", absent="no bucket"):
-            files = await self._connected()
-            await files._call(
+        with _judged(precondition="exists", absent="no bucket"):
+            files = self._connected()
+            answer = await files._call(
                 "POST",
                 f"{files._location}/upload/storage/v1/b/{{}}/o",
                 bucket,
                 headers={"Content-Type": f"multipart/related; boundary={boundary}"},
                 data=body,
+                json_out=True,
                 uploadType="multipart",
                 ifGenerationMatch="0",
             )
+            if (answer["md5Hash"], answer["name"]) != (digest, key) or not answer["generation"]:
+                raise StoreError("passing", FOREIGN)
+        return True
 
     async def page(self, bucket: str, prefix: str, after: str | None, limit: int) -> Page:
         """Return up to `limit` of the names below `prefix`, from the mark `after` on."""
-        with _judged("wrong", absent="no bucket"):
-            files = await self._connected()
+        with _judged(absent="no bucket"):
+            files = self._connected()
             # Not `_ls`, which goes on to the last page.
             found = await files._call(
                 "GET",
@@ -168,18 +181,19 @@ class GCS:
                 prefix=prefix,
                 delimiter="/",
                 maxResults=str(limit),
-                fields="items(name),prefixes,nextPageToken",
+                fields="kind,items(name),prefixes,nextPageToken",
                 pageToken=after,
             )
+            if found["kind"] != "storage#objects":  # else other JSON would be an empty listing
+                raise StoreError("passing", FOREIGN)
             keys = [item["name"] for item in found.get("items", [])]
             return Page(tuple(keys + found.get("prefixes", [])), found.get("nextPageToken") or None)
 
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the object; that there is none is fine."""
         try:
-            with _judged("wrong"):
-                files = await self._connected()
-                await files._rm_file(f"{bucket}/{key}")
+            with _judged():
+                await self._connected()._rm_file(f"{bucket}/{key}")
         except StoreError as error:
             if error.kind not in {"absent", "no bucket"}:
                 raise
@@ -189,63 +203,74 @@ class GCS:
         if self._files is not None and self._files._session is not None:
             await self._files._session.close()
 
-    async def _connected(self) -> _Files:
-        async with self._opening:
-            if self._files is None:
-                logging.getLogger("google.auth").setLevel(
-                    logging.ERROR
-                )  # failures are ours to tell
-                try:
-                    self._files = await in_thread(self._open)  # looks for credentials
-                except (exceptions.DefaultCredentialsError, *_NO_FILE) as error:
-                    raise StoreError("refused", "no credentials found") from error
-                # Found out once, not at each request.
-                self._files._endpoint = self._files._location.rstrip("/")
+    def _connected(self) -> _Files:
+        if self._files is None:
+            logging.getLogger("google.auth").setLevel(logging.ERROR)  # failures are ours to tell
+            try:
+                self._files = self._open()  # looks for credentials
+            except (exceptions.DefaultCredentialsError, *_NO_FILE) as error:
+                named = "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
+                # GKE's server of credentials needs some seconds in a new pod.
+                soon = "KUBERNETES_SERVICE_HOST" in os.environ and not named
+                raise StoreError(
+                    "not yet" if soon else "refused", "no credentials found"
+                ) from error
+            # Found out once, not at each request.
+            self._files._endpoint = self._files._location.rstrip("/")
         return self._files
 
 
 @contextlib.contextmanager
-def _judged(failed: Failure, absent: Failure = "absent") -> Iterator[None]:
-    """Turn what gcsfs raises into a StoreError; a failed condition means `failed`."""
+def _judged(precondition: Failure = "wrong", absent: Failure = "absent") -> Iterator[None]:
+    """Turn what gcsfs raises into a StoreError; a failed condition means `precondition`."""
     try:
         yield
     except _RefusedError as error:
-        reason = _reason(error.text)
-        kind = _kind(error.status, error.text, reason, failed, absent)
-        raise StoreError(kind, f"{error.status} {reason}".strip()) from error
+        kind = _kind(error, precondition, absent)
+        said = detail(error.status, _reason(error), error.headers.get("X-GUploader-UploadID", ""))
+        raise StoreError(kind, said, after=error.headers.get("Retry-After", "")) from error
     except (HttpError, NonRetryableError) as error:  # how gcsfs says that a token isn't renewed
         passing = getattr(error.__cause__, "retryable", False)
-        detail = type(error.__cause__).__name__
-        raise StoreError("passing" if passing else "refused", detail) from error
+        name = type(error.__cause__).__name__
+        raise StoreError("passing" if passing else "refused", name) from error
     except exceptions.GoogleAuthError as error:
         passing = isinstance(error, exceptions.TransportError)
         raise StoreError("passing" if passing else "refused", type(error).__name__) from error
     except (aiohttp.ClientSSLError, aiohttp.InvalidURL) as error:
         raise StoreError("setup", type(error).__name__) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise StoreError("passing", type(error).__name__) from error
-    except (ValueError, KeyError, TypeError) as error:  # an answer that is not what it should be
-        raise StoreError("passing", "an answer that can't be understood") from error
+        # requests says so of a bundle of certificates that isn't there.
+        missing = type(error) is OSError and error.errno is None
+        raise StoreError("setup" if missing else "passing", type(error).__name__) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StoreError("passing", FOREIGN) from error
 
 
-def _kind(status: int, text: str, reason: str, failed: Failure, absent: Failure) -> Failure:
-    kinds: dict[int, Failure] = {
-        401: "refused",
-        403: "passing" if "ateLimitExceeded" in reason else "refused",
-        404: "no bucket" if "bucket does not exist" in text else absent,
-        408: "passing",
-        409: "busy",
-        412: failed,
-        429: "passing",
-        501: "unable",
-    }
-    return kinds.get(status, "passing" if status >= 500 else "wrong")
+def _kind(error: _RefusedError, precondition: Failure, absent: Failure) -> Failure:
+    status, reason = error.status, _reason(error)
+    if status == 404 and _is_absence(error):
+        return "no bucket" if "bucket does not exist" in error.text else absent
+    if status == 403 and reason.endswith("ateLimitExceeded"):
+        return "passing"
+    if status == 403 and reason.endswith("uotaExceeded"):
+        return "full"
+    return by_status(status, precondition)
 
 
-def _reason(text: str) -> str:
-    """Return the one word that Google's JSON errors carry, or nothing: other text may hold keys."""
+def _is_absence(error: _RefusedError) -> bool:
+    """Tell whether a 404 is Google's own: JSON, or its one line where content was asked for."""
+    return bool(_error(error)) or error.text.startswith("No such object: ")
+
+
+def _reason(error: _RefusedError) -> str:
+    """Return the one word that Google's JSON errors carry, or nothing."""
+    return str(_error(error).get("reason", ""))
+
+
+def _error(error: _RefusedError) -> dict[str, Any]:
+    """Return the first of the errors in the JSON of Google's answer; nothing if it is no such."""
     try:
-        word = str(json.loads(text)["error"]["errors"][0]["reason"])
-    except (ValueError, KeyError, IndexError, TypeError):
-        return ""
-    return word if re.fullmatch(r"[A-Za-z]{1,60}", word) else ""
+        said = json.loads(error.text)["error"]
+        return dict(said["errors"][0]) if said["code"] == error.status else {}
+    except (ValueError, LookupError, TypeError):
+        return {}

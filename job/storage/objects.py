@@ -1,8 +1,8 @@
 """Objects in a store: whole or not at all, and never overwritten.
 
 An object is created by one request that fails where it exists. When such a request ends in any way
-but success, the object itself is asked: with our bytes in it we have written it, whatever the
-answer was or wasn't.
+but proven success, the object itself is asked: with our bytes in it we have written it, whatever
+the answer was or wasn't.
 
 S3 and Google honour "create only" for certain; some stores that speak their language ignore it. So
 the first object that a process creates in a bucket is looked for before, and sent a second time
@@ -10,28 +10,30 @@ after, with the same bytes, which harms nobody: a store that accepts that would 
 refused.
 """
 
-import asyncio
+import atexit
+import contextlib
+import io
 import mmap
 import os
-from collections.abc import Coroutine, Mapping
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeVar
 
-from job.errors import ClusterError, ConflictError, JobError, OutputError, TemporaryError
+from job.errors import ClusterError, ConflictError, OutputError
 from job.storage.backend import MEBIBYTE, check_size
-from job.storage.background import Background
 from job.storage.connection import Connection, Page, Piece, StoreError, explained
 from job.storage.place import Kind, Place
-from job.storage.retrying import ATTEMPTS, Patience
+from job.storage.retrying import Operation, Patience
 
 FIRST_BYTES = 4 * MEBIBYTE  # asked for before the size is known, and all there is of most objects
 PIECE_BYTES = 16 * MEBIBYTE  # of a large object, fetched several at once
 CONCURRENT = 8  # requests
-MAX_BYTES = 5 * 1024 * MEBIBYTE - 1  # S3 takes one more in one PUT, but s3fs then sends several
+MAX_BYTES = 5 * 1024 * MEBIBYTE  # what S3 takes in one PUT
+CLOSE_SECONDS = 2.0  # what an exit spends on leaving connections in good order
 _LOOKS = 3  # at an object that changes while it is read
 _PAGE = 1_000  # names
-
-Result = TypeVar("Result")
+_MAX_PAGES = 1_000
 
 
 class Objects:
@@ -54,18 +56,12 @@ class Objects:
         self._anonymous = anonymous
         self._connected: Connection | None = None
         self._proven: set[str] = set()  # buckets whose store never overwrites
-        self._at_once = asyncio.Semaphore(CONCURRENT)
-        self._background = Background(self._disconnect)
+        atexit.register(self.close)
 
-    # --- the verbs, waited for here and carried out below --------------------------------------
-
-    def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        """Return content and version; a TemporaryError says that it changes all the time."""
-        return self._run(self._read(place, limit_bytes), place, "reading")
-
-    def version(self, place: Place) -> str:
-        """Return what the store calls the content now."""
-        return self._run(self._get(place, 0, 0), place, "reading").version
+    def read(self, place: Place, limit_bytes: int) -> bytes:
+        """Return the content; a TemporaryError may say that it changes all the time."""
+        with self._operation(place, "reading") as operation:
+            return self._read(operation, place, limit_bytes)
 
     def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
         """Return None: what lies in a store is fetched whole."""
@@ -74,174 +70,175 @@ class Objects:
 
     def is_folder(self, place: Place) -> bool:
         """Tell whether objects lie below `place` and none at it; raise if that can't be seen."""
-        return self._run(self._is_folder(place), place, "looking for")
+        with self._operation(place, "looking for") as operation:
+            there = self._is_there(operation, place)
+            return not there and bool(self._page(operation, place, None, 1).keys)
 
     def exists(self, place: Place) -> bool:
         """Tell whether an object lies there; in a bucket that isn't there, none does."""
-        return self._run(self._exists(place), place, "looking for")
+        with self._operation(place, "looking for") as operation:
+            return self._is_there(operation, place)
 
     def names(self, place: Place) -> list[str]:
         """Return the names of objects, and of what has objects below it."""
-        return self._run(self._names(place), place, "listing")
+        keys: set[str] = set()
+        marks: list[str | None] = [None]
+        while len(marks) <= _MAX_PAGES:
+            with self._operation(place, "listing") as operation:  # one for each: they move on
+                page = self._page(operation, place, marks[-1], _PAGE)
+                if page.next in marks[1:]:
+                    raise StoreError("passing", "the listing does not move on")
+            keys.update(page.keys)
+            if page.next is None:
+                prefix = f"{place.key}/"
+                return sorted({key.removeprefix(prefix).rstrip("/") for key in keys} - {""})
+            marks.append(page.next)
+        raise OutputError(f"{place} holds over {_MAX_PAGES * _PAGE:,} names: give another folder")
 
     def create(self, place: Place, data: bytes) -> None:
         """Write an object; a ClusterError says that the store would overwrite others."""
-        self._run(self._create(place, data), place, "writing")
-
-    def create_all(self, objects: Mapping[Place, bytes]) -> None:
-        """Create all at the same time: each is written or failed when this ends."""
-        if objects:
-            self._run(self._create_all(objects), next(iter(objects)), "writing")
+        if len(data) > MAX_BYTES:
+            raise OutputError(f"{place} would have more than 5 GiB, too much for one request")
+        with self._operation(place, "writing") as operation:
+            if place.bucket in self._proven:
+                self._take(operation, place, data)
+            elif not self._holds(operation, place, data) and self._take(operation, place, data):
+                self._prove(operation, place, data)
 
     def remove(self, place: Place) -> None:
         """Remove the object; what lies below its name stays."""
-        self._run(self._remove(place), place, "removing")
+        with self._operation(place, "removing") as operation:
+            delete = partial(self._connection().delete, place.bucket, place.key)
+            operation.request(delete, f"DELETE {place}")
 
     def close(self) -> None:
-        """Close the connection, and end the thread that it is used in."""
-        self._background.stop()
-
-    def _run(self, work: Coroutine[Any, Any, Result], place: Place, doing: str) -> Result:
-        try:
-            return self._background.run(work)
-        except StoreError as error:
-            raise self._explained(error, place, doing) from error
-
-    def _explained(self, error: StoreError, place: Place, doing: str) -> JobError:
-        return explained(error, place, doing, self._connection(), ATTEMPTS)
+        """Close the connection."""
+        atexit.unregister(self.close)
+        if self._connected is not None:
+            closing = Operation(Patience(CLOSE_SECONDS, self._patience.notify))
+            with contextlib.suppress(StoreError):
+                closing.request(self._connected.close, "closing")
 
     # --- how they are carried out --------------------------------------------------------------
 
-    async def _get(self, place: Place, first: int, last: int, version: str | None = None) -> Piece:
-        """Return the bytes `first` to `last`, if the object is still of that `version`."""
-        async with self._at_once:
-            return await self._patience.request(
-                partial(self._connection().get, place.bucket, place.key, first, last, version),
-                f"GET {place}",
-            )
+    @contextlib.contextmanager
+    def _operation(self, place: Place, doing: str) -> Iterator[Operation]:
+        """Return what sends requests that end together, and tell of failures in the job's words."""
+        operation = Operation(self._patience)
+        try:
+            yield operation
+        except StoreError as error:
+            raise explained(error, place, doing, self._connection()) from error
 
-    async def _read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        for _ in range(_LOOKS):
+    def _get(self, operation: Operation, place: Place, first: int, last: int) -> Piece:
+        """Return the bytes `first` to `last`, or as many as there are."""
+        get = partial(self._connection().get, place.bucket, place.key, first, last)
+        return operation.request(get, f"GET {place}")
+
+    def _read(self, operation: Operation, place: Place, limit_bytes: int) -> bytes:
+        for look in range(_LOOKS):
+            start = self._get(operation, place, 0, min(FIRST_BYTES, limit_bytes + 1) - 1)
+            check_size(place, start.size, limit_bytes)
             try:
-                return await self._read_once(place, limit_bytes)
+                return start.data if len(start.data) == start.size else self._rest(place, start)
             except StoreError as error:
-                if error.kind != "changed":
+                if error.kind != "changed" or look == _LOOKS - 1:
                     raise
-        raise TemporaryError(f"{place} was replaced {_LOOKS} times while it was read: try again")
+        raise AssertionError
 
-    async def _read_once(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        start = await self._get(place, 0, min(FIRST_BYTES, limit_bytes + 1) - 1)
-        check_size(place, start.size, limit_bytes)
-        requests = [
-            self._get(place, first, min(first + PIECE_BYTES, start.size) - 1, start.version)
-            for first in range(len(start.data), start.size, PIECE_BYTES)
-        ]
-        pieces = [start, *await asyncio.gather(*requests)]
-        if any(piece.version != start.version for piece in pieces):  # an emulator may not look
-            raise StoreError("changed", "it was replaced meanwhile")
-        data = b"".join(piece.data for piece in pieces)
-        if len(data) != start.size:
-            raise StoreError("wrong", f"{len(data):,} bytes came of {start.size:,}")
-        return data, start.version
+    def _rest(self, place: Place, start: Piece) -> bytes:
+        """Return the whole object that begins with `start`."""
+        content = io.BytesIO()  # it gives its value away without a copy
+        content.seek(start.size - 1)
+        content.write(b"\0")  # makes room for all of it
+        given_up = threading.Event()
 
-    async def _exists(self, place: Place) -> bool:
+        def fetch(first: int) -> None:
+            last = min(first + PIECE_BYTES, start.size) - 1
+            # One that comes is progress, so each has a deadline of its own.
+            piece = self._get(Operation(self._patience, given_up), place, first, last)
+            if piece.version != start.version:
+                raise StoreError("changed", "it was replaced meanwhile")
+            room[first : last + 1] = piece.data
+
+        pool = ThreadPoolExecutor(CONCURRENT, thread_name_prefix="storage")
+        try:
+            with content.getbuffer() as room:
+                room[: len(start.data)] = start.data
+                for _ in pool.map(fetch, range(len(start.data), start.size, PIECE_BYTES)):
+                    pass
+        finally:
+            given_up.set()
+            pool.shutdown(cancel_futures=True)
+        return content.getvalue()
+
+    def _is_there(self, operation: Operation, place: Place) -> bool:
         try:
             # Not HEAD: its answer has no body, which is where stores say why they refuse.
-            await self._get(place, 0, 0)
+            self._get(operation, place, 0, 0)
         except StoreError as error:
             if error.kind in {"absent", "no bucket"}:
                 return False
             raise
         return True
 
-    async def _is_folder(self, place: Place) -> bool:
-        return not await self._exists(place) and bool((await self._page(place, None, 1)).keys)
+    def _page(self, operation: Operation, place: Place, after: str | None, limit: int) -> Page:
+        page = partial(self._connection().page, place.bucket, f"{place.key}/", after, limit)
+        return operation.request(page, f"LIST {place}")
 
-    async def _names(self, place: Place) -> list[str]:
-        prefix = f"{place.key}/"
-        page = await self._page(place, None, _PAGE)
-        keys = list(page.keys)
-        while page.next is not None:
-            page = await self._page(place, page.next, _PAGE)
-            keys += page.keys
-        return sorted({key.removeprefix(prefix).rstrip("/") for key in keys} - {""})
-
-    async def _page(self, place: Place, after: str | None, limit: int) -> Page:
-        return await self._patience.request(
-            partial(self._connection().page, place.bucket, f"{place.key}/", after, limit),
-            f"LIST {place}",
-        )
-
-    async def _create(self, place: Place, data: bytes) -> None:
-        if len(data) > MAX_BYTES:
-            raise OutputError(f"{place} would have 5 GiB or more, too much for one request")
-        if place.bucket in self._proven:
-            await self._take(place, data)
-            return
-        if await self._holds(place, data) or not await self._take(place, data):
-            return
+    def _put(self, operation: Operation, place: Place, data: bytes) -> bool:
+        """Create the object, and return whether the answer proves it."""
+        put = partial(self._connection().put_new, place.bucket, place.key, data)
         try:
-            await self._put(place, data)
+            return operation.request(put, f"PUT {place}")
         except StoreError as error:
-            if error.kind != "exists":
-                raise
-            self._proven.add(place.bucket)
-        else:
-            raise ClusterError(
-                f"the store of {place} overwrites objects that were to be created only: two pods "
-                "of one run could destroy each other's work there; choose a store that honours "
-                "If-None-Match (ifGenerationMatch on Google's)"
-            )
+            if error.kind == "exists":
+                self._proven.add(place.bucket)
+            raise
 
-    async def _create_all(self, objects: Mapping[Place, bytes]) -> None:
-        async def one(place: Place, data: bytes) -> None:
-            try:
-                await self._create(place, data)
-            except StoreError as error:
-                raise self._explained(error, place, "writing") from error
-
-        # All to their ends, even if one fails: none is left half done.
-        ends = await asyncio.gather(
-            *(one(place, data) for place, data in objects.items()), return_exceptions=True
-        )
-        for end in ends:
-            if end is not None:
-                raise end
-
-    async def _take(self, place: Place, data: bytes) -> bool:
+    def _take(self, operation: Operation, place: Place, data: bytes) -> bool:
         """Create the object and return whether the store just took it; if not, it has our bytes."""
         try:
-            await self._put(place, data)
+            proven = self._put(operation, place, data)
         except StoreError as error:
             if error.kind not in {"exists", "passing", "busy"}:
                 raise
-            if error.kind == "exists":
-                self._proven.add(place.bucket)
-            if not await self._holds(place, data):
+            if not self._holds(operation, place, data):
                 if error.kind == "exists":  # and was removed before it could be read
                     raise StoreError("busy", "it was there and is gone") from error
                 raise
             return False
+        if not proven and not self._holds(operation, place, data):
+            raise StoreError("passing", "it was said to be written, and is not there")
         return True
 
-    async def _put(self, place: Place, data: bytes) -> None:
-        async with self._at_once:
-            await self._patience.request(
-                partial(self._connection().put_new, place.bucket, place.key, data), f"PUT {place}"
-            )
+    def _prove(self, operation: Operation, place: Place, data: bytes) -> None:
+        """See that the store does not overwrite the object, which has the bytes `data`."""
+        try:
+            overwritten = self._put(operation, place, data)
+        except StoreError as error:
+            if error.kind != "exists":
+                raise
+            return
+        if not overwritten:
+            raise StoreError("passing", "it was said to be written twice")
+        raise ClusterError(
+            f"the store of {place} overwrites objects that were to be created only: two pods of "
+            "one run could destroy each other's work there; choose a store that honours "
+            "If-None-Match (ifGenerationMatch on Google's)"
+        )
 
-    async def _holds(self, place: Place, data: bytes) -> bool:
+    def _holds(self, operation: Operation, place: Place, data: bytes) -> bool:
         """Tell whether the object has the bytes `data`, or isn't there.
 
         Raises:
             ConflictError: it has others.
         """
         try:
-            found = await self._get(place, 0, min(FIRST_BYTES, len(data) + 1) - 1)
+            found = self._get(operation, place, 0, min(FIRST_BYTES, len(data) + 1) - 1)
             if found.size == len(data):
                 whole = len(found.data) == found.size
-                theirs = found.data if whole else (await self._read(place, len(data)))[0]
-                if theirs == data:
+                if data == (found.data if whole else self._read(operation, place, len(data))):
                     return True
         except StoreError as error:
             if error.kind in {"absent", "no bucket"}:
@@ -251,15 +248,6 @@ class Objects:
             f"{place} already exists with other content: nothing was overwritten; choose another "
             "--run-id or --output"
         )
-
-    async def _remove(self, place: Place) -> None:
-        await self._patience.request(
-            partial(self._connection().delete, place.bucket, place.key), f"DELETE {place}"
-        )
-
-    async def _disconnect(self) -> None:
-        if self._connected is not None:
-            await self._connected.close()
 
     def _connection(self) -> Connection:
         """Return the connection, made if need be: each kind brings a second of imports."""

@@ -1,25 +1,39 @@
-"""One request to a store, tried again while that can help, each try with a deadline.
+"""A store is asked until it answers, it says no, or the time for it is over.
 
-Whoever counts: a request is tried at most `ATTEMPTS` times, each for at most the given timeout,
-with at most `LONGEST_WAITS_SECONDS` in all between them. Nothing below retries on its own, but for
-aiohttp, which sends a request once more if the connection it had kept open turns out to be closed.
+A request runs in the loop that fsspec keeps in a thread of its own; whoever asks waits here, so a
+signal that raises ends the waiting, and the request. Each try has a deadline, each operation with
+all its requests and tries another, and everything ends with the time that `storage.hurry` leaves.
+Nothing below retries on its own, but for aiohttp, which sends a request once more if the
+connection it had kept open turns out to be closed.
 """
 
 import asyncio
+import concurrent.futures
+import math
 import random
+import threading
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
+
+from fsspec.asyn import get_loop
 
 from job.storage.connection import StoreError
 
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5  # doubles each time, and is spread by half to either side
 LONGEST_WAITS_SECONDS = 1.5 * FIRST_WAIT_SECONDS * (2 ** (ATTEMPTS - 1) - 1)
+OPERATION_TIMEOUTS = 3  # an operation has so many times the deadline of a try
+_LOOK_SECONDS = 0.1  # how soon it is seen that there is less time than there was
 
 Result = TypeVar("Result")
 
-_WORTH_ANOTHER_TRY = ("passing", "busy")
+_WORTH_ANOTHER_TRY = ("passing", "busy", "not yet")
+
+
+def _never() -> float:
+    return math.inf
 
 
 @dataclass(frozen=True)
@@ -30,12 +44,27 @@ class Patience:
     """Deadline of each try."""
     notify: Callable[..., None]
     """Called with the name of an event and its details."""
+    ends_at: Callable[[], float] = _never
+    """Returns the moment when all must be over, by time.monotonic; it may come nearer."""
 
-    async def request(self, send: Callable[[], Awaitable[Result]], what: str) -> Result:
+
+@dataclass
+class Operation:
+    """Some requests that belong together, with a deadline for them all."""
+
+    patience: Patience
+    given_up: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for the result any more."""
+
+    def __post_init__(self) -> None:
+        self._deadline = time.monotonic() + OPERATION_TIMEOUTS * self.patience.timeout_seconds
+
+    def request(self, send: Callable[[], Awaitable[Result]], what: str) -> Result:
         """Return what `send()` returns, sent anew after failures that pass.
 
         Args:
-            send: makes one request.
+            send: makes one request. Whatever it raises that is no StoreError counts as one that
+                passes: neither botocore nor google-auth tells all that it can raise.
             what: describes it for the log, such as `PUT s3://bucket/key`.
 
         Raises:
@@ -44,24 +73,58 @@ class Patience:
         attempt = 1
         while True:
             try:
-                return await self._once(send)
+                return self._once(send)
             except StoreError as error:
-                if error.kind not in _WORTH_ANOTHER_TRY or attempt == ATTEMPTS:
+                error.tries = attempt
+                spread = random.uniform(0.5, 1.5)  # noqa: S311
+                backoff = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * spread
+                wait = max(backoff, error.after_seconds)
+                hopeless = error.kind not in _WORTH_ANOTHER_TRY or attempt == ATTEMPTS
+                if hopeless or wait >= self._left():
                     raise
-                wait = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * random.uniform(0.5, 1.5)  # noqa: S311
                 attempt += 1
                 self._tell(what, error.detail, attempt, wait)
-            await asyncio.sleep(wait)
+            self._sleep(wait)
 
-    async def _once(self, send: Callable[[], Awaitable[Result]]) -> Result:
-        try:
-            async with asyncio.timeout(self.timeout_seconds):
+    def _once(self, send: Callable[[], Awaitable[Result]]) -> Result:
+        seconds = min(self.patience.timeout_seconds, self._left())
+        if seconds <= 0:
+            raise StoreError("passing", "no time is left")
+
+        async def bounded() -> Result:
+            async with asyncio.timeout(seconds):
                 return await send()
+
+        ends = time.monotonic() + seconds
+        work = asyncio.run_coroutine_threadsafe(bounded(), get_loop())
+        try:
+            # The loop itself sees to the deadline, unless something blocks it.
+            while min(ends - time.monotonic(), self._left()) > -_LOOK_SECONDS:
+                if concurrent.futures.wait([work], _LOOK_SECONDS).done:
+                    break
+            return work.result(0)
+        except (StoreError, MemoryError):
+            raise
         except TimeoutError as error:
-            raise StoreError("passing", f"no answer in {self.timeout_seconds:g} s") from error
+            raise StoreError("passing", f"no answer in {seconds:.3g} s") from error
+        except Exception as error:
+            raise StoreError("passing", type(error).__name__) from error
+        finally:
+            work.cancel()
+
+    def _left(self) -> float:
+        """Return the seconds that are left for the operation."""
+        if self.given_up.is_set():
+            return -math.inf
+        return min(self._deadline, self.patience.ends_at()) - time.monotonic()
+
+    def _sleep(self, seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        while (left := min(ends - time.monotonic(), self._left())) > 0:
+            time.sleep(min(left, _LOOK_SECONDS))
 
     def _tell(self, what: str, reason: str, attempt: int, wait: float) -> None:
-        self.notify(
+        self.patience.notify(
             "storage_retry",
             request=what,
             reason=reason,

@@ -2,21 +2,34 @@
 
 botocore, below s3fs, decides where to send them and signs them: credentials, region and endpoint
 come from its usual chain of environment, files and cloud. The retries of both are off.
+
+https://docs.aws.amazon.com/AmazonS3/latest/API
 """
 
 import base64
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterator
-from typing import ClassVar
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import aiohttp
+from aiobotocore.httpsession import AIOHTTPSession
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from s3fs import S3FileSystem
 
-from job.storage.connection import Failure, Page, Piece, StoreError
+from job.storage.connection import (
+    FOREIGN,
+    Failure,
+    Page,
+    Piece,
+    StoreError,
+    by_status,
+    detail,
+    piece,
+)
 
 _CREDENTIALS = (
     exceptions.NoCredentialsError,
@@ -35,9 +48,17 @@ _PASSING = (
     ResponseParserError,
     aiohttp.ClientError,
 )
-# S3 says by status 400 that a token is too old.
-_STALE = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
-_SLOW = {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
+_CODES: dict[str, Failure] = {
+    # S3 says by status 400 that a token is too old.
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "InvalidToken"), "refused"),
+    "TokenRefreshRequired": "refused",
+    **dict.fromkeys(("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"), "passing"),
+    **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull"), "full"),
+    "XMinioAdminBucketQuotaExceeded": "full",
+    "NoSuchBucket": "no bucket",
+    "NoSuchKey": "absent",
+    "PermanentRedirect": "setup",  # the bucket is in another region
+}
 
 
 class _Files(S3FileSystem):  # type: ignore[misc]  # it has no types
@@ -47,13 +68,21 @@ class _Files(S3FileSystem):  # type: ignore[misc]  # it has no types
     protocol = "s3 of this job"  # so fsspec's own configuration, which may hold keys, has no say
 
 
+class _Session(AIOHTTPSession):  # type: ignore[misc]  # it has no types
+    """aiobotocore's, but a redirect is an answer, and not a way to send token and body anywhere."""
+
+    async def _get_session(self, proxy_url: str | None) -> Any:
+        session = await super()._get_session(proxy_url)
+        return SimpleNamespace(request=partial(session.request, allow_redirects=False))
+
+
 class S3:
     """A connection to S3, or to a store that AWS_ENDPOINT_URL names."""
 
     credentials: ClassVar[str] = (
         "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the pod's role"
     )
-    endpoint: ClassVar[str] = "AWS_ENDPOINT_URL and AWS_REGION"
+    endpoint: ClassVar[str] = "AWS_ENDPOINT_URL, AWS_REGION and AWS_CA_BUNDLE"
 
     def __init__(self, *, anonymous: bool, timeout_seconds: float, connections: int) -> None:
         """Open nothing yet; `anonymous` sends requests unsigned."""
@@ -67,6 +96,7 @@ class S3:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
             "s3": {"payload_signing_enabled": True},
+            "http_session_cls": _Session,
         }
         self._files = _Files(
             anon=anonymous,
@@ -76,51 +106,51 @@ class S3:
             skip_instance_cache=True,
         )
 
-    async def get(
-        self, bucket: str, key: str, first: int, last: int, version: str | None = None
-    ) -> Piece:
-        """Return the bytes `first` to `last`, if the object is still of that `version`."""
-        still = {} if version is None else {"IfMatch": version}
-        span = f"bytes={first}-{last}"
-        with _judged("changed"):
+    async def get(self, bucket: str, key: str, first: int, last: int) -> Piece:
+        """Return the bytes `first` to `last`, or as many as there are."""
+        with _judged():
             try:
                 # Not `_cat_file`, which keeps size and version to itself.
                 answer = await self._files._call_s3(
-                    "get_object", Bucket=bucket, Key=key, Range=span, **still
+                    "get_object", Bucket=bucket, Key=key, Range=f"bytes={first}-{last}"
                 )
             except OSError as error:
                 # An empty object has no first byte.
-                if first == 0 and _status(error) == 416:
+                if first == 0 and _said(error.__cause__)[1] == "InvalidRange":
                     return Piece(b"", 0, "empty")
                 raise
             async with answer["Body"] as body:
-                if answer["ContentLength"] > last - first + 1:
-                    raise StoreError("unable", "it ignores the header Range")
+                if not 0 < answer.get("ContentLength", 0) <= last - first + 1:
+                    raise StoreError("passing", FOREIGN)
                 data = await body.read()
-        total = answer.get("ContentRange", str(answer["ContentLength"])).rpartition("/")[2]
-        if len(data) != answer["ContentLength"]:
-            raise StoreError("passing", "the answer was cut short")
-        return Piece(data, int(total), answer["ETag"])
+        return piece(data, answer.get("ContentRange", ""), first, last, answer.get("ETag"))
 
-    async def put_new(self, bucket: str, key: str, data: bytes) -> None:
-        """Create the object, unless there is one."""
-        # Compared before the object appears: SeaweedFS would make an empty one of an upload that
-        # broke off between head and body, whatever the signature says of the body.
-        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
-        with _judged("exists"):
-            # What fits into a chunk goes in one PUT, with If-None-Match.
-            await self._files._pipe_file(
-                f"{bucket}/{key}",
-                data,
-                chunksize=len(data) + 1,
-                mode="create",
-                ContentMD5=digest,
+    async def put_new(self, bucket: str, key: str, data: bytes) -> bool:
+        """Create the object, unless there is one; an ETag that is the MD5 proves that it is ours.
+
+        It is another one where the store encrypts with keys of its own:
+        https://docs.aws.amazon.com/AmazonS3/latest/API/API_Object.html
+        """
+        digest = hashlib.md5(data, usedforsecurity=False)
+        with _judged(precondition="exists"):
+            answer = await self._files._call_s3(
+                "put_object",
+                Bucket=bucket,
+                Key=key,
+                Body=data,
+                IfNoneMatch="*",
+                # Compared before the object appears: SeaweedFS would make an empty one of an upload
+                # that broke off between head and body, whatever the signature says of the body.
+                ContentMD5=base64.b64encode(digest.digest()).decode(),
             )
+        if "ETag" not in answer:
+            raise StoreError("passing", FOREIGN)
+        return bool(answer["ETag"].strip('"') == digest.hexdigest())
 
     async def page(self, bucket: str, prefix: str, after: str | None, limit: int) -> Page:
         """Return up to `limit` of the names below `prefix`, from the mark `after` on."""
         more = {} if after is None else {"ContinuationToken": after}
-        with _judged("wrong"):
+        with _judged():
             # Not `_lsdir`, which goes on to the last page.
             answer = await self._files._call_s3(
                 "list_objects_v2",
@@ -130,14 +160,17 @@ class S3:
                 MaxKeys=limit,
                 **more,
             )
-        keys = [found["Key"] for found in answer.get("Contents", [])]
-        folders = [found["Prefix"] for found in answer.get("CommonPrefixes", [])]
-        return Page(tuple(keys + folders), answer.get("NextContinuationToken"))
+            keys = [found["Key"] for found in answer.get("Contents", [])]
+            keys += [found["Prefix"] for found in answer.get("CommonPrefixes", [])]
+        # Whatever is no XML of a listing, an empty body included, would else be an empty one.
+        if answer.get("Name") != bucket or answer.get("KeyCount") != len(keys):
+            raise StoreError("passing", FOREIGN)
+        return Page(tuple(keys), answer.get("NextContinuationToken"))
 
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the object; that there is none is fine."""
-        with _judged("wrong"):
-            await self._files._rm_file(f"{bucket}/{key}")
+        with _judged():
+            await self._files._call_s3("delete_object", Bucket=bucket, Key=key)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -146,7 +179,7 @@ class S3:
 
 
 @contextlib.contextmanager
-def _judged(precondition: Failure) -> Iterator[None]:
+def _judged(precondition: Failure = "wrong") -> Iterator[None]:
     """Turn what s3fs raises into a StoreError; a failed condition means `precondition`."""
     try:
         yield
@@ -154,42 +187,36 @@ def _judged(precondition: Failure) -> Iterator[None]:
         raise StoreError("refused", type(error).__name__) from error
     except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
         raise StoreError("setup", type(error).__name__) from error
+    except exceptions.ClientError as error:
+        # s3fs would have made an OSError of the store's: this is of the service for credentials.
+        status, code, _ = _said(error)
+        passing = status >= 500 or status == 429 or code == "IDPCommunicationError"
+        raise StoreError("passing" if passing else "refused", detail(status, code)) from error
     except _PASSING as error:
-        raise StoreError("passing", type(error).__name__) from error
+        # Of a bundle of certificates that isn't there botocore says no more.
+        missing = isinstance(error.__context__, FileNotFoundError)
+        raise StoreError("setup" if missing else "passing", type(error).__name__) from error
     except exceptions.ParamValidationError as error:
         raise StoreError("wrong", type(error).__name__) from error
     except (exceptions.BotoCoreError, ValueError) as error:
         # An endpoint that is no URL, a config file that can't be read, and their like.
         raise StoreError("setup", type(error).__name__) from error
+    except RuntimeError as error:  # so botocore says that new credentials are too old already
+        raise StoreError("refused" if "expired" in str(error) else "passing", "expired") from error
     except OSError as error:
-        if not isinstance(error.__cause__, exceptions.ClientError):
-            raise StoreError("passing", type(error).__name__) from error
-        code = str(error.__cause__.response.get("Error", {}).get("Code", ""))
-        # A code is one word; anything else is not repeated, for it may hold a key.
-        word = code if re.fullmatch(r"[A-Za-z]{1,60}", code) else ""
-        status = _status(error)
-        raise StoreError(_kind(status, code, precondition), f"{status} {word}".strip()) from error
+        status, code, headers = _said(error.__cause__)
+        if not status:
+            # With a name it is a file, such as a pod's token, which the environment names.
+            kind: Failure = "passing" if error.filename is None else "refused"
+            raise StoreError(kind, type(error).__name__) from error
+        kind = _CODES.get(code) or by_status(status, precondition)
+        said = detail(status, code, headers.get("x-amz-request-id", ""))
+        raise StoreError(kind, said, after=headers.get("retry-after", "")) from error
 
 
-def _status(error: OSError) -> int:
-    """Return the status of the answer that s3fs made `error` of, or 0 if there was none."""
-    answer = getattr(error.__cause__, "response", None) or {}
-    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _kind(status: int, code: str, precondition: Failure) -> Failure:
-    kinds: dict[int, Failure] = {
-        401: "refused",
-        403: "refused",
-        404: "no bucket" if code == "NoSuchBucket" else "absent",
-        408: "passing",
-        409: "busy",
-        412: precondition,
-        429: "passing",
-        501: "unable",
-    }
-    if code in _STALE:
-        return "refused"
-    if code in _SLOW:
-        return "passing"
-    return kinds.get(status, "passing" if status >= 500 or status == 200 else "wrong")
+def _said(error: BaseException | None) -> tuple[int, str, dict[str, str]]:
+    """Return status, code and headers of the answer in a ClientError; 0 if it is none."""
+    answer: dict[str, Any] = getattr(error, "response", None) or {}
+    facts = answer.get("ResponseMetadata", {})
+    code = str(answer.get("Error", {}).get("Code", ""))
+    return int(facts.get("HTTPStatusCode", 0)), code, facts.get("HTTPHeaders", {})

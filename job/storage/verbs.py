@@ -1,7 +1,9 @@
 """The verbs: what the job asks of storage, handed on to the backend that the place is of."""
 
+import math
 import mmap
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,20 +37,27 @@ class Settings:
 
 _settings = Settings()
 _backends: dict[Kind, Backend] = {}
+_ends_at = math.inf  # when stores are no longer waited for, by time.monotonic
 
 
 def configure(settings: Settings) -> None:
-    """Use storage like that from now on; connections made before are closed."""
-    global _settings  # noqa: PLW0603  one process, one way to use storage
+    """Use storage like that from now on, without hurry; connections made before are closed."""
+    global _settings, _ends_at
     for backend in _backends.values():
         backend.close()
     _backends.clear()
-    _settings = settings
+    _settings, _ends_at = settings, math.inf
+
+
+def hurry(seconds: float) -> None:
+    """Wait for stores no longer than `seconds` from now, in all; what is under way hurries too."""
+    global _ends_at  # noqa: PLW0603
+    _ends_at = min(_ends_at, time.monotonic() + seconds)
 
 
 def read(place: Place, limit_bytes: int) -> bytes:
     """Return the whole object at `place`, of at most `limit_bytes`; see `Backend.read`."""
-    return _backend(place).read(place, limit_bytes)[0]
+    return _backend(place).read(place, limit_bytes)
 
 
 def mapped(place: Place, above_bytes: int) -> mmap.mmap | None:
@@ -76,12 +85,6 @@ def create(place: Place, data: bytes) -> None:
     _backend(place).create(place, data)
 
 
-def create_all(objects: Mapping[Place, bytes]) -> None:
-    """Create several objects of one kind of storage; see `Backend.create_all`."""
-    if objects:
-        _backend(next(iter(objects))).create_all(objects)
-
-
 def remove(place: Place) -> None:
     """Remove the object at `place`; see `Backend.remove`."""
     _backend(place).remove(place)
@@ -98,5 +101,5 @@ def _objects(kind: Kind) -> Backend:
     from job.storage.objects import Objects  # noqa: PLC0415  asyncio is for those who need it
     from job.storage.retrying import Patience  # noqa: PLC0415
 
-    patience = Patience(_settings.timeout_seconds, _settings.notify)
+    patience = Patience(_settings.timeout_seconds, _settings.notify, lambda: _ends_at)
     return Objects(kind, patience, anonymous=_settings.anonymous)

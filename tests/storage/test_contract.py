@@ -70,24 +70,6 @@ def test_an_empty_object_is_not_overwritten(root: Place) -> None:
     assert storage.read(root / "object", 100) == b""
 
 
-def test_several_are_created_at_once(root: Place) -> None:
-    objects = {root / f"{number}/x": b"%d" % number for number in range(20)}
-    storage.create_all(objects)
-    storage.create_all(objects)
-    storage.create_all({})
-    assert {place: storage.read(place, 10) for place in objects} == objects
-
-
-def test_of_several_the_others_are_whole_when_one_conflicts(root: Place) -> None:
-    storage.create(root / "1", b"mine")
-    storage.create_all({root / "0": b"0"})
-    with pytest.raises(ConflictError, match="/1 already exists"):
-        storage.create_all({root / f"{number}": b"%d" % number for number in range(4)})
-    left = {name: storage.read(root / f"{name}", 10) for name in storage.names(root)}
-    assert left.pop("1") == b"mine"
-    assert all(content == name.encode() for name, content in left.items())
-
-
 def test_what_does_not_exist_is_missing(root: Place) -> None:
     assert not storage.exists(root / "nothing")
     assert not storage.is_folder(root)

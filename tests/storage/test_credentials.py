@@ -215,7 +215,7 @@ def test_a_token_is_fetched_once_and_sent_along(
         monkeypatch.setattr("gcsfs.core._location", lambda _: proxy.url)
         led_to(tokens)
         storage.create(parse(f"gs://{servers.BUCKET}/{time.monotonic_ns()}"), b"x")
-        assert seen == ["Bearer a-token"] * 3
+        assert seen == ["Bearer a-token"] * 4
         assert tokens.asked == 1
 
 
@@ -224,7 +224,7 @@ def test_a_token_that_ends_soon_is_renewed(google: Place, led_to) -> None:
     with Tokens(answer) as tokens:
         led_to(tokens)
         storage.create(google / "object", b"x")
-        assert tokens.asked == 3
+        assert tokens.asked == 4
 
 
 def test_a_revoked_login_is_refused(google: Place, led_to) -> None:

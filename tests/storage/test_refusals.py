@@ -10,16 +10,18 @@ from botocore import exceptions
 from s3fs.errors import translate_boto_error
 
 from job.storage import gcs, parse, s3
-from job.storage.connection import Failure, StoreError, explained
+from job.storage.connection import Failure, StoreError, explained, piece
 
 CODES = {
     "absent": (66, 66),
     "no bucket": (66, 64),  # reading, writing
-    "changed": (74, 74),
+    "changed": (75, 75),
     "exists": (74, 74),
     "busy": (75, 75),
     "passing": (75, 75),
     "refused": (77, 77),
+    "not yet": (77, 77),
+    "full": (74, 74),
     "unable": (78, 78),
     "setup": (78, 78),
     "wrong": (74, 74),
@@ -41,7 +43,7 @@ def test_the_table_has_every_kind() -> None:
 def test_every_kind_has_its_exit_code_and_says_what_and_where(uri: str, kind: Any) -> None:
     error = StoreError(kind, "418 Teapot")
     store = STORES[parse(uri).kind]
-    found = [explained(error, parse(uri), doing, store, 4) for doing in ("reading", "writing")]
+    found = [explained(error, parse(uri), doing, store) for doing in ("reading", "writing")]
     assert tuple(each.exit_code for each in found) == CODES[kind]
     for each in found:
         assert uri in str(each)
@@ -55,18 +57,31 @@ def test_every_kind_has_its_exit_code_and_says_what_and_where(uri: str, kind: An
         ("gs://bucket/key", "refused", "GOOGLE_APPLICATION_CREDENTIALS"),
         ("s3://bucket/key", "setup", "AWS_ENDPOINT_URL"),
         ("gs://bucket/key", "unable", "STORAGE_EMULATOR_HOST"),
-        ("gs://bucket/key", "passing", " 3 times"),
+        ("gs://bucket/key", "passing", "failed 3 times (418 Teapot)"),
+        ("s3://bucket/key", "full", "no room left"),
     ],
 )
 def test_the_advice_is_that_of_the_store(uri: str, kind: Any, advice: str) -> None:
     place = parse(uri)
     error = StoreError(kind, "418 Teapot")
-    assert advice in str(explained(error, place, "reading", STORES[place.kind], 3))
+    error.tries = 3
+    said = str(explained(error, place, "reading", STORES[place.kind]))
+    assert advice in said
+    assert ("credentials" in said) == (kind == "refused")
+
+
+def test_one_try_is_not_counted() -> None:
+    error = StoreError("wrong", "400 InvalidRequest")
+    place = parse("s3://bucket/key")
+    said = str(explained(error, place, "reading", STORES["s3"]))
+    assert said.startswith("reading s3://bucket/key failed (400 InvalidRequest): ")
 
 
 S3_ANSWERS = [
     (200, "InternalError", "passing"),  # an error in the body of a success
-    (301, "PermanentRedirect", "wrong"),
+    (301, "PermanentRedirect", "setup"),  # the bucket is in another region
+    (302, "", "passing"),
+    (307, "TemporaryRedirect", "passing"),
     (400, "InvalidRequest", "wrong"),
     (400, "ExpiredToken", "refused"),
     (400, "InvalidToken", "refused"),
@@ -77,7 +92,13 @@ S3_ANSWERS = [
     (403, "SignatureDoesNotMatch", "refused"),
     (404, "NoSuchKey", "absent"),
     (404, "NoSuchBucket", "no bucket"),
-    (404, "", "absent"),
+    (404, "", "passing"),  # an ingress says so too
+    (404, "404", "passing"),
+    (403, "QuotaExceeded", "full"),
+    (403, "AccessDenied.IpRule", "refused"),
+    (416, "InvalidRange", "changed"),
+    (507, "XMinioStorageFull", "full"),
+    (507, "", "full"),
     (405, "MethodNotAllowed", "wrong"),
     (408, "", "passing"),
     (409, "ConditionalRequestConflict", "busy"),
@@ -95,7 +116,22 @@ def test_answers_of_s3(status: int, code: str, kind: str) -> None:
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     with pytest.raises(StoreError) as caught, s3._judged("exists"):
         raise translate_boto_error(exceptions.ClientError(answer, "PutObject"))
-    assert (caught.value.kind, caught.value.detail) == (kind, f"{status} {code}".strip())
+    said = f"{status} {code}".strip() if code != "404" else "404"
+    assert (caught.value.kind, caught.value.detail) == (kind, said)
+
+
+def test_a_request_of_s3_can_be_asked_for_by_its_number() -> None:
+    headers = {"x-amz-request-id": "18EB63B592BF020F5B5AB6D1", "retry-after": "7"}
+    facts = {"HTTPStatusCode": 503, "HTTPHeaders": headers}
+    answer = {"Error": {"Code": "SlowDown"}, "ResponseMetadata": facts}
+    with pytest.raises(StoreError) as caught, s3._judged():
+        raise translate_boto_error(exceptions.ClientError(answer, "PutObject"))
+    assert caught.value.detail == "503 SlowDown, request 18EB63B592BF020F5B5AB6D1"
+    assert caught.value.after_seconds == 7
+    headers["x-amz-request-id"] = "hunter2 hunter2"
+    with pytest.raises(StoreError) as caught, s3._judged():
+        raise translate_boto_error(exceptions.ClientError(answer, "PutObject"))
+    assert caught.value.detail == "503 SlowDown"
 
 
 @pytest.mark.parametrize(
@@ -108,12 +144,26 @@ def test_what_is_no_word_of_an_answer_is_not_repeated(code: str) -> None:
     assert caught.value.detail == "403"
 
 
+def sts(status: int, code: str) -> exceptions.ClientError:
+    """Return what botocore raises when the service for tokens refuses one."""
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return exceptions.ClientError(answer, "AssumeRoleWithWebIdentity")
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (exceptions.NoCredentialsError(), "refused"),
         (exceptions.CredentialRetrievalError(provider="x", error_msg="hunter2"), "refused"),
         (exceptions.ProfileNotFound(profile="hunter2"), "refused"),
+        # Not raised for the store's answer: on the way to credentials.
+        (sts(400, "InvalidIdentityToken"), "refused"),
+        (sts(403, "AccessDenied"), "refused"),
+        (sts(400, "IDPCommunicationError"), "passing"),
+        (sts(503, "ServiceUnavailable"), "passing"),
+        (FileNotFoundError(2, "No such file", "/var/run/hunter2/token"), "refused"),
+        (RuntimeError("the refreshed credentials are still expired."), "refused"),
+        (RuntimeError("Session is closed"), "passing"),
         (exceptions.EndpointConnectionError(endpoint_url="http://u:hunter2@h"), "passing"),
         (exceptions.ReadTimeoutError(endpoint_url="http://u:hunter2@h"), "passing"),
         (exceptions.SSLError(endpoint_url="http://u:hunter2@h", error="x"), "setup"),
@@ -130,39 +180,49 @@ def test_what_botocore_raises(error: Exception, kind: str) -> None:
     assert "hunter2" not in str(caught.value)
 
 
-def google(reason: str) -> str:
-    return f'{{"error": {{"errors": [{{"reason": "{reason}"}}], "message": "hunter2"}}}}'
+def google(status: int, reason: str) -> str:
+    error = f'{{"code": {status}, "errors": [{{"reason": "{reason}"}}], "message": "hunter2"}}'
+    return f'{{"error": {error}}}'
 
 
 GOOGLE_ANSWERS = [
-    (400, google("invalid"), "wrong", "400 invalid"),
-    (401, google("authError"), "refused", "401 authError"),
-    (403, google("forbidden"), "refused", "403 forbidden"),
-    (403, google("userRateLimitExceeded"), "passing", "403 userRateLimitExceeded"),
-    (403, google("AKIA7"), "refused", "403"),
+    (400, google(400, "invalid"), "wrong", "400 invalid"),
+    (401, google(401, "authError"), "refused", "401 authError"),
+    (403, google(403, "forbidden"), "refused", "403 forbidden"),
+    (403, google(403, "userRateLimitExceeded"), "passing", "403 userRateLimitExceeded"),
+    (403, google(403, "quotaExceeded"), "full", "403 quotaExceeded"),
+    (403, google(403, "AKIA7"), "refused", "403"),
     (404, "No such object: bucket/key", "absent", "404"),
-    (404, "The specified bucket does not exist.", "no bucket", "404"),
+    (404, google(404, "notFound"), "absent", "404 notFound"),
+    (404, google(404, "x").replace("hunter2", "The bucket does not exist."), "no bucket", "404 x"),
+    (404, "<html>nothing here, hunter2</html>", "passing", "404"),
+    (404, google(500, "notFound"), "passing", "404"),
+    (404, '{"code": 404}', "passing", "404"),
+    (404, "[]", "passing", "404"),
     (408, "", "passing", "408"),
-    (409, google("conflict"), "busy", "409 conflict"),
-    (412, google("conditionNotMet"), "changed", "412 conditionNotMet"),
+    (409, google(409, "conflict"), "busy", "409 conflict"),
+    (412, google(412, "conditionNotMet"), "wrong", "412 conditionNotMet"),
     (429, "[]", "passing", "429"),
-    (500, google("backendError"), "passing", "500 backendError"),
+    (500, google(500, "backendError"), "passing", "500 backendError"),
     (501, "", "unable", "501"),
     (503, "<html>hunter2</html>", "passing", "503"),
-    (308, "", "wrong", "308"),
+    (507, "", "full", "507"),
+    (302, "", "passing", "302"),
+    (308, "", "passing", "308"),
 ]
 
 
-@pytest.mark.parametrize(("status", "text", "kind", "detail"), GOOGLE_ANSWERS)
-def test_answers_of_google(
-    status: int, text: str, kind: str, detail: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def ask() -> None:
-        async def answer(_: web.Request) -> web.Response:
-            return web.Response(status=status, text=text)
+def ask_google(monkeypatch: pytest.MonkeyPatch, answer: web.Response, verb: str, *rest: Any) -> Any:
+    """Return what becomes of a request that is answered so, and the headers it was sent with."""
+    sent: list[Any] = []
+
+    async def ask() -> Any:
+        async def reply(request: web.Request) -> web.Response:
+            sent.append(request)
+            return web.Response(status=answer.status, body=answer.body, headers=answer.headers)
 
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", answer)
+        app.router.add_route("*", "/{path:.*}", reply)
         runner = web.AppRunner(app)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -171,12 +231,70 @@ def test_answers_of_google(
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"127.0.0.1:{port}")
         store = gcs.GCS(anonymous=False, timeout_seconds=10)
         try:
-            await store.get("bucket", "key", 0, 9)
+            return await getattr(store, verb)("bucket", "key", *rest)
         finally:
             await store.close()
             await runner.cleanup()
 
+    return asyncio.run(ask()), sent
+
+
+@pytest.mark.parametrize(("status", "text", "kind", "detail"), GOOGLE_ANSWERS)
+def test_answers_of_google(
+    status: int, text: str, kind: str, detail: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headers = {"Retry-After": "9"}
+    answer = web.Response(status=status, text=text, headers=headers)
     with pytest.raises(StoreError) as caught:
-        asyncio.run(ask())
+        ask_google(monkeypatch, answer, "get", 0, 9)
     assert "hunter2" not in str(caught.value)
     assert (caught.value.kind, caught.value.detail) == (kind, detail)
+    assert caught.value.after_seconds == 9
+
+
+def test_a_request_of_google_can_be_asked_for_by_its_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answer = web.Response(status=500, headers={"X-GUploader-UploadID": "AbC-1_2345"})
+    with pytest.raises(StoreError, match=r"^500, request AbC-1_2345$"):
+        ask_google(monkeypatch, answer, "get", 0, 9)
+
+
+def test_what_was_stored_gzipped_comes_as_it_lies_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Google unpacks it for whoever does not say that he takes it packed."""
+    headers = {"Content-Range": "bytes 0-9/10", "X-Goog-Generation": "1"}
+    headers["Content-Encoding"] = "gzip"
+    answer = web.Response(status=206, body=b"\x1f\x8b packed!"[:10], headers=headers)
+    found, [sent] = ask_google(monkeypatch, answer, "get", 0, 9)
+    assert sent.headers["Accept-Encoding"] == "gzip"
+    assert found.data == b"\x1f\x8b packed!"[:10]
+
+
+PIECES = [
+    ("bytes 0-9/10", "v", 0, 9, 10, True),
+    ("bytes 0-9/10", "v", 0, 99, 10, True),  # there are no more
+    ("bytes 5-9/10", "v", 5, 9, 5, True),
+    ("bytes 0-9/10", None, 0, 9, 10, False),
+    ("bytes 0-9/10", "", 0, 9, 10, False),
+    ("", "v", 0, 9, 10, False),
+    ("bytes 0-9/*", "v", 0, 9, 10, False),
+    ("bytes */10", "v", 0, 9, 10, False),
+    ("bytes 1-9/10", "v", 0, 9, 9, False),  # other bytes than were asked for
+    ("bytes 0-8/10", "v", 0, 9, 9, False),  # less
+    ("bytes 0-9/10", "v", 0, 9, 9, False),  # cut short
+    ("bytes 0-9/20", "v", 0, 9, 11, False),  # more than was said
+]
+
+
+@pytest.mark.parametrize(("span", "version", "first", "last", "length", "believed"), PIECES)
+def test_bytes_are_believed_if_they_are_those_asked_for(
+    span: str, version: str | None, first: int, last: int, length: int, believed: bool
+) -> None:
+    if believed:
+        found = piece(b"x" * length, span, first, last, version)
+        assert (len(found.data), found.version) == (length, "v")
+        assert found.size == 10
+    else:
+        with pytest.raises(StoreError) as caught:
+            piece(b"x" * length, span, first, last, version)
+        assert caught.value.kind == "passing"
