@@ -117,7 +117,7 @@ class Objects:
         if self._connected is not None:
             closing = Operation(Patience(CLOSE_SECONDS, self._patience.notify))
             with contextlib.suppress(StoreError):
-                closing.request(self._connected.close, "closing")
+                closing.once(self._connected.close)
 
     # --- how they are carried out --------------------------------------------------------------
 

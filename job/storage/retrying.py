@@ -58,6 +58,7 @@ class Operation:
 
     def __post_init__(self) -> None:
         self._deadline = time.monotonic() + OPERATION_TIMEOUTS * self.patience.timeout_seconds
+        self._before = ""
 
     def request(self, send: Callable[[], Awaitable[Result]], what: str) -> Result:
         """Return what `send()` returns, sent anew after failures that pass.
@@ -73,9 +74,9 @@ class Operation:
         attempt = 1
         while True:
             try:
-                return self._once(send)
+                return self.once(send)
             except StoreError as error:
-                error.tries = attempt
+                error.tries, self._before = attempt, f"{error.detail}, and "
                 spread = random.uniform(0.5, 1.5)  # noqa: S311
                 backoff = FIRST_WAIT_SECONDS * 2 ** (attempt - 1) * spread
                 wait = max(backoff, error.after_seconds)
@@ -86,10 +87,11 @@ class Operation:
                 self._tell(what, error.detail, attempt, wait)
             self._sleep(wait)
 
-    def _once(self, send: Callable[[], Awaitable[Result]]) -> Result:
+    def once(self, send: Callable[[], Awaitable[Result]]) -> Result:
+        """Return what `send()` returns, sent once."""
         seconds = min(self.patience.timeout_seconds, self._left())
         if seconds <= 0:
-            raise StoreError("passing", "no time is left")
+            raise StoreError("passing", f"{self._before}no time is left")
 
         async def bounded() -> Result:
             async with asyncio.timeout(seconds):

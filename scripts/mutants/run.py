@@ -1,0 +1,166 @@
+"""Break the code on purpose, one line at a time, and see whether a test fails.
+
+    python scripts/mutants/run.py [--only objects.py] [--parallel 2]
+
+`mutants.txt` lists the breaks, each with the tests that should see it. A break that these do not
+see is tried on all tests of storage, checkpoints and publishing; one that survives them too is
+printed as SURVIVED. Each is made in a copy of the repository; nothing here is changed. The two
+object stores run once for all.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Queue
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+
+import servers
+
+ALL = ("tests/storage", "tests/training/test_checkpoint.py", "tests/results/test_publishing.py")
+TIMEOUT_SECONDS = 600  # a break that makes the tests hang is seen, too
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One break."""
+
+    path: str
+    """Of the file, from the top of the repository."""
+    old: str
+    """Text that is in it once."""
+    new: str
+    """Text to put in its place."""
+    tests: tuple[str, ...]
+    """Arguments of pytest that choose those which should fail."""
+    line: int
+    """Where the list has it."""
+
+    def __str__(self) -> str:
+        """Return one line that shows it."""
+        parts = [" ".join(text.split()) or "(nothing)" for text in (self.old, self.new)]
+        return f"{self.path}: {parts[0]}  ->  {parts[1]}"
+
+
+def listed(path: Path) -> list[Mutant]:
+    """Return the breaks in a list.
+
+    A line `# <file>: <tests>` says for all below it where and by which tests; then come blocks of
+    what is there, a line `--->`, and what to put there, with an empty line between blocks.
+
+    Raises:
+        ValueError: a text isn't in its file exactly once.
+    """
+    found, where, tests, number = [], "", (), 1
+    for block in path.read_text().split("\n\n"):
+        lines = block.strip("\n").split("\n")
+        begins = number
+        number += block.count("\n") + 2
+        if lines[0].startswith("# "):
+            where, _, rest = lines.pop(0)[2:].partition(": ")
+            tests = tuple(rest.split())
+        if not any(lines):
+            continue
+        old, arrow, new = "\n".join(lines).partition("\n--->")
+        if not arrow or (ROOT / where).read_text().count(old) != 1:
+            raise ValueError(f"{path.name}:{begins}: {old!r} is not in {where} exactly once")
+        found.append(Mutant(where, old, new.removeprefix("\n"), tests, begins))
+    return found
+
+
+def fails(copy: Path, tests: tuple[str, ...], stores: Path) -> bool:
+    """Tell whether one of `tests` fails in the repository at `copy`."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "TEST_STORES": str(stores)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # two breaks of one second look alike to it
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-n", "0", "-m", "not slow"]
+    command += ["-p", "no:cacheprovider", *tests]
+    try:
+        ended = subprocess.run(
+            command,
+            cwd=copy,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    if ended.returncode not in (0, 1):  # no such test, or nothing that could be collected
+        imported = re.search(r"ERROR|error", ended.stdout) and ended.returncode == 2
+        if not imported:
+            raise RuntimeError(f"pytest {' '.join(tests)}: {ended.stdout[-2000:]}")
+    return ended.returncode != 0
+
+
+def tried(mutant: Mutant, copy: Path, stores: Path) -> str:
+    """Return what became of a break: `killed`, `killed by others` or `SURVIVED`."""
+    path = copy / mutant.path
+    text = path.read_text()
+    path.write_text(text.replace(mutant.old, mutant.new))
+    try:
+        if fails(copy, mutant.tests, stores):
+            return "killed"
+        return "killed by others" if fails(copy, ALL, stores) else "SURVIVED"
+    finally:
+        path.write_text(text)
+
+
+def main() -> int:
+    """Try all breaks and print the score; return 1 if it is below what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="breaks whose file's path holds this text")
+    parser.add_argument("--parallel", type=int, default=2)
+    parser.add_argument("--least", type=float, default=0.9, help="score below which to exit 1")
+    arguments = parser.parse_args()
+    mutants = listed(Path(__file__).with_name("mutants.txt"))
+    mutants = [mutant for mutant in mutants if arguments.only in mutant.path]
+    began, outcomes = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="mnist-job-mutants-") as folder:
+        copies: Queue[Path] = Queue()
+        for number in range(arguments.parallel):
+            copy = Path(folder, str(number))
+            ignored = shutil.ignore_patterns(".*", "__pycache__", "runs")
+            shutil.copytree(ROOT, copy, ignore=ignored)
+            copies.put(copy)
+        stores = Path(folder, "stores")
+        with servers.shared(stores):
+            for copy in list(copies.queue):
+                chosen = tuple(dict.fromkeys(test for each in mutants for test in each.tests))
+                if fails(copy, chosen, stores):
+                    print("tests fail without any break: mend that first")
+                    return 1
+                break
+
+            def one(mutant: Mutant) -> str:
+                copy = copies.get()
+                try:
+                    return tried(mutant, copy, stores)
+                finally:
+                    copies.put(copy)
+
+            with ThreadPoolExecutor(arguments.parallel) as pool:
+                for mutant, outcome in zip(mutants, pool.map(one, mutants), strict=True):
+                    outcomes.append(outcome)
+                    print(f"{outcome:<16} {mutant.line:>4} {mutant}", flush=True)
+    alive = outcomes.count("SURVIVED")
+    score = 1 - alive / max(1, len(outcomes))
+    print(
+        f"\n{len(outcomes)} breaks, {alive} survived: {score:.0%} seen, "
+        f"in {time.monotonic() - began:.0f} s"
+    )
+    return 0 if score >= arguments.least else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
