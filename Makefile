@@ -11,7 +11,7 @@ CA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow check format seeds bench chaos chaos-storage image image-test \
-	image-sizes picture lock lock-peers clean
+	image-sizes mutants picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -75,6 +75,9 @@ image-sizes: ## Print what the image weighs, and what in it does
 
 chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (some 15 minutes)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
+
+mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
+	@$(BIN)/python scripts/mutants/run.py $(ARGS)
 
 picture: $(READY) ## Draw the README's terminal from a real `make train`
 	@$(BIN)/python scripts/terminal.py $(ARGS)

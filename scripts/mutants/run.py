@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
 import servers
 
+ROOT = Path(__file__).parents[2]
 ALL = ("tests/storage", "tests/training/test_checkpoint.py", "tests/results/test_publishing.py")
 TIMEOUT_SECONDS = 600  # a break that makes the tests hang is seen, too
 

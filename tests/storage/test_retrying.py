@@ -124,7 +124,7 @@ def test_requests_of_an_operation_share_its_time() -> None:
     with pytest.raises(StoreError, match="no answer"):
         operation.request(silent, "GET")
     time.sleep(0.4)
-    with pytest.raises(StoreError, match="^no answer in .* s, and no time is left$"):
+    with pytest.raises(StoreError, match=r"^no answer in .* s, and no time is left$"):
         operation.request(silent, "PUT")
 
 
