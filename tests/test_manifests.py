@@ -10,7 +10,7 @@ import re
 import subprocess
 import tomllib
 import zoneinfo
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ TOOLS = REPOSITORY / ".venv-checks" / "bin"
 PLAIN = [*sorted(K8S.glob("*-*job.yaml")), K8S / "train-multiworker.yaml"]
 COMPONENTS = sorted(path.parent for path in K8S.glob("components/*/kustomization.yaml"))
 EXAMPLES = sorted(path.parent for path in K8S.glob("examples/*/kustomization.yaml"))
+GKE_EXAMPLES = {path.name for path in EXAMPLES if "-gcs-" in path.name}
 
 FAIL = {64, 65, 66, 73, 78}  # the Job ends: it will never succeed
 IGNORE = {75, 143}  # another pod, and nothing is counted
@@ -50,6 +51,18 @@ WATCHER_OFFSET = 1
 
 # Variables of others: read by the SDK of the cloud, not by the job.
 CLOUD = {"AWS_REGION", "AWS_SHARED_CREDENTIALS_FILE"}
+
+# Labels of nodes that GKE's Autopilot lets a pod ask for: its webhook lists them when it refuses.
+AUTOPILOT_LABELS = {
+    "cloud.google.com/compute-class",
+    "cloud.google.com/gke-accelerator",
+    "cloud.google.com/gke-spot",
+    "kubernetes.io/arch",
+    "kubernetes.io/os",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+}
+WHICH_GPU = "Autopilot must be told which GPU"
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
@@ -290,6 +303,23 @@ def network(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[s
         yield "a worker that waits gives its place away before the deadline"
 
 
+def autopilot(workload: dict[str, Any]) -> Iterator[str]:
+    """Yield what GKE's Autopilot would refuse, by its messages: no cluster was asked."""
+    pod = pod_of(workload)
+    asked = set(pod.get("nodeSelector", {}))
+    nodes = pod.get("affinity", {}).get("nodeAffinity", {})
+    terms = nodes.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    for term in terms.get("nodeSelectorTerms", []):
+        asked |= {one["key"] for one in term["matchExpressions"]}
+    for key in sorted(asked - AUTOPILOT_LABELS):
+        yield f"Autopilot knows no label {key}"
+    gpu = "nvidia.com/gpu" in container_of(workload)["resources"]["limits"]
+    if not gpu and "nvidia.com/gpu" in {one["key"] for one in pod.get("tolerations", [])}:
+        yield "Autopilot lets only a pod with a GPU tolerate one"
+    if gpu and not asked & {"cloud.google.com/gke-accelerator", "cloud.google.com/compute-class"}:
+        yield WHICH_GPU
+
+
 RULES: list[Rule] = [
     exit_codes, bounds, variables, paths, liveness, names, schedule, versions, hardening, network,
 ]  # fmt: skip
@@ -431,6 +461,22 @@ def test_the_doctor_sees_what_is_broken(name: str, where: str, value: Any, word:
     assert any(word in fault for fault in said), said
 
 
+@pytest.mark.parametrize(
+    ("where", "value", "word"),
+    [
+        ("nodeSelector", {"iam.gke.io/gke-metadata-server-enabled": "true"}, "no label iam.gke.io"),
+        ("tolerations", [{"key": "nvidia.com/gpu", "operator": "Exists"}], "tolerate"),
+        ("nodeSelector", {"cloud.google.com/gke-spot": "true"}, ""),
+    ],
+)
+def test_the_doctor_knows_what_autopilot_refuses(where: str, value: Any, word: str) -> None:
+    [workload] = kind(documents(K8S / "train-job.yaml"), "Job")
+    assert list(autopilot(workload)) == []
+    pod_of(workload)[where] = value
+    said = list(autopilot(workload))
+    assert [word in fault for fault in said] == ([True] if word else [])
+
+
 # --- with the tools of `make check` -----------------------------------------------------------
 
 
@@ -448,10 +494,25 @@ def tool(name: str, *words: str, **more: Any) -> subprocess.CompletedProcess[str
 
 
 def components_together() -> list[tuple[str, ...]]:
-    """Return all sets of components that make sense: an output is in one place."""
+    """Return all sets of components that make sense: output in one place, GKE's with Google's."""
     names_of_all = [path.name for path in COMPONENTS]
     sets = [chosen for size in range(6) for chosen in combinations(names_of_all, size)]
-    return [chosen for chosen in sets if not {"s3", "gcs"} <= set(chosen)]
+    apart = [{"s3", "gcs"}, {"spot", "spot-gke"}]
+    sets = [chosen for chosen in sets if not any(pair <= set(chosen) for pair in apart)]
+    return [chosen for chosen in sets if "gcs" in chosen or "spot-gke" not in chosen]
+
+
+def compose(folder: Path, plain: Path, chosen: Iterable[str]) -> list[dict[str, Any]]:
+    """Return what a kustomization in the new `folder`, of a manifest and components, leads to."""
+    folder.mkdir()
+    written = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [str(plain)],
+        "components": [os.path.relpath(K8S / "components" / one, folder) for one in chosen],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(written))
+    return render(folder)
 
 
 @pytest.fixture(scope="module")
@@ -462,18 +523,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for path in PLAIN:
         for chosen in components_together():
             name = "-".join([path.stem, "with", *chosen])
-            kustomization = folder / name / "kustomization.yaml"
-            kustomization.parent.mkdir()
-            written = {
-                "apiVersion": "kustomize.config.k8s.io/v1beta1",
-                "kind": "Kustomization",
-                "resources": [str(path)],
-                "components": [
-                    os.path.relpath(K8S / "components" / one, folder / name) for one in chosen
-                ],
-            }
-            kustomization.write_text(yaml.safe_dump(written))
-            found[name] = render(kustomization.parent)
+            found[name] = compose(folder / name, path, chosen)
     files = {name: folder / f"{name}.yaml" for name in found}
     for name, documents_of_it in found.items():
         files[name].write_text(yaml.dump_all(documents_of_it, Dumper=yaml.CSafeDumper))
@@ -482,7 +532,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.checks
 def test_the_doctor_finds_nothing_in_what_is_rendered(rendered) -> None:
-    assert len(rendered) == 1 + len(EXAMPLES) + 4 * 24
+    assert len(rendered) == 1 + len(EXAMPLES) + 4 * 28
     said = {name: faults(documents(path)) for name, path in rendered.items()}
     assert {name: fault for name, fault in said.items() if fault} == {}
 
@@ -504,9 +554,35 @@ def test_components_do_what_they_are_for(rendered) -> None:
         assert job_of(workload).get("suspend", False) == ("kueue" in chosen)
         gpu = "gpu" in chosen or "gpu" in name.partition("with")[0]
         tolerated = {one["key"] for one in pod.get("tolerations", [])}
-        assert (gpu or "spot" in chosen) == ("nvidia.com/gpu" in tolerated)
+        assert gpu == ("nvidia.com/gpu" in tolerated)
         assert ("spot" in chosen) == ("cloud.google.com/gke-spot" in tolerated)
         assert gpu == ("nvidia.com/gpu" in container_of(workload)["resources"]["limits"])
+
+
+@pytest.mark.checks
+def test_components_may_be_named_in_any_order(tmp_path) -> None:
+    chosen = ["gpu", "gcs", "spot-gke", "kueue"]
+    pods = []
+    for name, words in (("forwards", chosen), ("backwards", reversed(chosen))):
+        found = compose(tmp_path / name, K8S / "train-multiworker.yaml", words)
+        assert faults(found) == []
+        [workload] = kind(found, "Job")
+        pod = pod_of(workload)
+        pod["tolerations"].sort(key=lambda one: one["key"])
+        container_of(workload)["env"].sort(key=lambda one: one["name"])
+        pods.append(pod)
+    assert pods[0] == pods[1]
+
+
+@pytest.mark.checks
+def test_gke_autopilot_refuses_nothing_but_the_spot_of_all_clouds(rendered) -> None:
+    for name, path in rendered.items():
+        [workload] = kind(documents(path), "Job", "CronJob")
+        said = list(autopilot(workload))
+        if "-spot" in name and not name.endswith("spot-gke") and name not in GKE_EXAMPLES:
+            assert "Autopilot knows no label eks.amazonaws.com/capacityType" in said, name
+        else:  # the README of the component tells how to say which
+            assert said == ([WHICH_GPU] if "gpu" in name else []), name
 
 
 @pytest.mark.checks

@@ -27,6 +27,7 @@ TEXTS = sorted(
 COMMAND = typer.main.get_command(cli.app)
 # Flags of other programs that the texts speak of; each is theirs, and none of ours.
 FOREIGN = {"--delete-emptydir-data", "--isolation", "--volume"}
+FOREIGN |= {"--workload-metadata", "--workload-pool"}
 
 each_text = pytest.mark.parametrize(
     "path", TEXTS, ids=lambda path: str(path.relative_to(REPOSITORY))
