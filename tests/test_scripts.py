@@ -1,10 +1,15 @@
-"""The two entry points of the original project, typed as its users type them; and the image's."""
+"""The two entry points of the original project, as its users type them; setup's and the image's."""
 
+import hashlib
 import os
+import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
 
 SCRIPTS = REPOSITORY / "scripts"
@@ -78,3 +83,79 @@ def test_a_bundle_that_is_not_there_is_told_at_once(tmp_path):
     assert ended.stdout == ""
     said = f"CA must be a readable file of certificates, not '{tmp_path}/none.pem'"
     assert said in ended.stderr
+
+
+# --- setup ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def python_with_pip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("ensurepip", reason="this Python has no pip to give: install python3-venv")
+    folder = tmp_path_factory.mktemp("pip") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """Return what setup needs of the repository, and an index of one package: a uv of our own.
+
+    It has the pinned version, and tells that it was run by the file `ran` and the code 3.
+    """
+    lock = (REPOSITORY / "requirements.lock").read_text()
+    version = re.search(r"^uv==(\S+)", lock, re.MULTILINE)
+    assert version is not None
+    name = f"uv-{version[1]}"
+    for part in ("scripts", "index", "bin"):
+        (tmp_path / part).mkdir()
+    with zipfile.ZipFile(tmp_path / "index" / f"{name}-py3-none-any.whl", "w") as wheel:
+        about = f"Metadata-Version: 2.1\nName: uv\nVersion: {version[1]}\n"
+        wheel.writestr(f"{name}.dist-info/METADATA", about)
+        tags = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        wheel.writestr(f"{name}.dist-info/WHEEL", tags)
+        wheel.writestr(f"{name}.dist-info/RECORD", "")
+        program = zipfile.ZipInfo(f"{name}.data/scripts/uv")
+        program.external_attr = 0o100755 << 16  # to be run
+        wheel.writestr(program, f"#!/bin/sh\n: > {tmp_path}/ran\nexit 3\n")
+    for tool in ("sh", "sed", "grep", "mktemp", "rm", "cp", "dirname", "uname"):  # and no uv
+        found = shutil.which(tool)
+        assert found is not None
+        (tmp_path / "bin" / tool).symlink_to(found)
+    shutil.copy(SCRIPTS / "setup", tmp_path / "scripts")
+    (tmp_path / "requirements.lock").write_text(lock)
+    return tmp_path
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("venv", [True, False])
+def test_setup_starts_with_the_uv_whose_hash_is_pinned_and_no_other(
+    checkout: Path, python_with_pip: Path, venv: bool, pinned: bool
+) -> None:
+    """With Python's venv, and with pip alone, as Debian's python3 may be."""
+    if pinned:
+        [wheel] = (checkout / "index").iterdir()
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        lock = checkout / "requirements.lock"
+        ours = rf"\g<0>    --hash=sha256:{digest} \\\n"
+        lock.write_text(re.sub(r"^uv==.*\n", ours, lock.read_text(), flags=re.MULTILINE))
+    python = checkout / "bin" / "python3"
+    make = f'exec cp -R "{python_with_pip}" "$3"' if venv else "exit 1"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1 $2" != "-m venv" ] || {make}\nexec {python_with_pip}/bin/python "$@"\n'
+    )
+    python.chmod(0o755)
+    ended = subprocess.run(
+        ["sh", checkout / "scripts" / "setup"],
+        env={
+            "PATH": str(checkout / "bin"),
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(checkout / "index"),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (checkout / "ran").exists() == pinned, ended.stderr
+    assert ended.returncode == (3 if pinned else 1), ended.stderr
+    assert ("DO NOT MATCH THE HASHES" in ended.stderr) != pinned, ended.stderr
