@@ -11,10 +11,12 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -202,13 +204,39 @@ def test_a_base_of_another_recipe_is_not_taken(monkeypatch: pytest.MonkeyPatch) 
     assert base_name() != name
 
 
-def test_where_it_is_required_a_skip_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("IMAGE_TEST", "required")
-    with pytest.raises(pytest.fail.Exception, match="THE IMAGE IS NOT TESTED: no room"):
-        untested("no room")
-    monkeypatch.delenv("IMAGE_TEST")
-    with pytest.raises(pytest.skip.Exception, match="THE IMAGE IS NOT TESTED: no room"):
-        untested("no room")
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("openssl", r"missing \['openssl'\]"),
+        ("unshare", "no namespaces"),
+        ("debootstrap", r"can't build any: .*no debootstrap today"),
+        ("buildah", r"can't build any: .*no buildah today"),
+    ],
+)
+def test_where_it_is_required_a_skip_is_a_failure(tmp_path: Path, broken: str, reason: str) -> None:
+    """On a machine where one tool is missing or fails; which without root is told before."""
+    for tool in TOOLS:
+        program = tmp_path / tool
+        fails = f"echo no {tool} today >&2; exit 1" if tool == broken else "exit 0"
+        program.write_text(f"#!/bin/sh\n{fails}\n")
+        program.chmod(0o755)
+    if broken == "openssl":
+        (tmp_path / broken).unlink()
+    asked = ["-p", "no:cacheprovider", "-n", "0", "-q", "-rs", "-m", "slow"]
+    asked += [f"{__file__}::test_it_says_what_it_is"]
+    for required in (True, False):
+        ended = subprocess.run(
+            [sys.executable, "-m", "pytest", *asked],
+            env={"PATH": str(tmp_path)} | ({"IMAGE_TEST": "required"} if required else {}),
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ended.returncode == required, ended.stdout
+        assert "THE IMAGE IS NOT TESTED" in ended.stdout
+        assert ("1 skipped" in ended.stdout) != required
+        assert os.geteuid() != 0 or re.search(reason, ended.stdout, re.DOTALL), ended.stdout
 
 
 def test_it_says_what_it_is(image: Image) -> None:

@@ -159,3 +159,42 @@ def test_setup_starts_with_the_uv_whose_hash_is_pinned_and_no_other(
     assert (checkout / "ran").exists() == pinned, ended.stderr
     assert ended.returncode == (3 if pinned else 1), ended.stderr
     assert ("DO NOT MATCH THE HASHES" in ended.stderr) != pinned, ended.stderr
+
+
+# --- what must pass before anything lands -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uid", "without", "required"),
+    [("0", "", True), ("0", "buildah", False), ("0", "unshare", False), ("1000", "", False)],
+)
+def test_the_image_must_be_tested_where_its_tools_are(
+    tmp_path: Path, uid: str, without: str, required: bool
+) -> None:
+    """The machine is made of programs that only say yes, or no, and a make that tells its words."""
+    programs = dict.fromkeys(("buildah", "debootstrap", "openssl", "unshare"), "exit 0")
+    programs |= {"make": 'echo "$* ${IMAGE_TEST-}"', "id": f"echo {uid}", "apt-get": "exit 1"}
+    if without == "unshare":
+        programs[without] = "exit 1"
+    else:
+        programs.pop(without, None)
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    dirname = shutil.which("dirname")
+    assert dirname is not None
+    (tmp_path / "dirname").symlink_to(dirname)
+    bash = shutil.which("bash")
+    assert bash is not None
+    ended = subprocess.run(
+        [bash, REPOSITORY / ".ci" / "run"],
+        env={"PATH": str(tmp_path), "CI_DEADLINE": "set"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    lines = ended.stdout.splitlines()
+    assert f"image-test ARGS=-rs {'required' if required else ''}" in lines
+    assert ("THE IMAGE IS NOT TESTED HERE" in ended.stdout) == bool(without)
+    assert lines[-1].startswith("test ")
