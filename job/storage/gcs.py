@@ -209,12 +209,11 @@ class GCS:
             try:
                 self._files = self._open()  # looks for credentials
             except (exceptions.DefaultCredentialsError, *_NO_FILE) as error:
-                named = "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
                 # GKE's server of credentials needs some seconds in a new pod.
-                soon = "KUBERNETES_SERVICE_HOST" in os.environ and not named
-                raise StoreError(
-                    "not yet" if soon else "refused", "no credentials found"
-                ) from error
+                soon = "KUBERNETES_SERVICE_HOST" in os.environ
+                named = "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
+                kind: Failure = "not yet" if soon and not named else "refused"
+                raise StoreError(kind, "no credentials found") from error
             # Found out once, not at each request.
             self._files._endpoint = self._files._location.rstrip("/")
         return self._files
