@@ -9,6 +9,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API
 import base64
 import contextlib
 import hashlib
+import logging
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -55,6 +56,7 @@ _CODES: dict[str, Failure] = {
     **dict.fromkeys(("RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"), "passing"),
     **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull"), "full"),
     "XMinioAdminBucketQuotaExceeded": "full",
+    "IDPCommunicationError": "passing",
     "NoSuchBucket": "no bucket",
     "NoSuchKey": "absent",
     "PermanentRedirect": "setup",  # the bucket is in another region
@@ -86,6 +88,8 @@ class S3:
 
     def __init__(self, *, anonymous: bool, timeout_seconds: float, connections: int) -> None:
         """Open nothing yet; `anonymous` sends requests unsigned."""
+        # What it says there with tracebacks comes here as an error.
+        logging.getLogger("aiobotocore.credentials").setLevel(logging.CRITICAL)
         config = {
             "retries": {"total_max_attempts": 1, "mode": "standard"},
             "connect_timeout": timeout_seconds,
@@ -187,11 +191,6 @@ def _judged(precondition: Failure = "wrong") -> Iterator[None]:
         raise StoreError("refused", type(error).__name__) from error
     except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
         raise StoreError("setup", type(error).__name__) from error
-    except exceptions.ClientError as error:
-        # s3fs would have made an OSError of the store's: this is of the service for credentials.
-        status, code, _ = _said(error)
-        passing = status >= 500 or status == 429 or code == "IDPCommunicationError"
-        raise StoreError("passing" if passing else "refused", detail(status, code)) from error
     except _PASSING as error:
         # Of a bundle of certificates that isn't there botocore says no more.
         missing = isinstance(error.__context__, FileNotFoundError)
@@ -210,6 +209,9 @@ def _judged(precondition: Failure = "wrong") -> Iterator[None]:
             kind: Failure = "passing" if error.filename is None else "refused"
             raise StoreError(kind, type(error).__name__) from error
         kind = _CODES.get(code) or by_status(status, precondition)
+        asked = str(getattr(error.__cause__, "operation_name", ""))
+        if kind == "wrong" and asked.startswith("Assume"):  # a role, of the service for tokens
+            kind = "refused"
         said = detail(status, code, headers.get("x-amz-request-id", ""))
         raise StoreError(kind, said, after=headers.get("retry-after", "")) from error
 

@@ -1,5 +1,6 @@
 """Credentials: found the usual way, never made up, never shown, and their lack is exit code 77."""
 
+import http.server
 import json
 import logging
 import socket
@@ -245,3 +246,160 @@ def test_a_server_of_tokens_that_says_nothing_is_not_waited_for(
         began = time.monotonic()
         assert type(wrong(f"{google}/object")) is TemporaryError
         assert time.monotonic() - began < 20
+
+
+def http_xml(status: str, body: str) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/xml\r\nConnection: close\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@pytest.fixture
+def s3_of_a_role(
+    stores: dict[str, servers.Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> str:
+    """Lead this process to the S3 store by a web identity, as EKS does; return a place there."""
+    monkeypatch.setattr("job.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
+    (tmp_path / "token").write_text(SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", stores["s3"].url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/trainer")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    return f"{stores['s3'].root}/{time.monotonic_ns()}"
+
+
+def role_answer(expires: str) -> bytes:
+    keys = f"<AccessKeyId>{servers.KEY_ID}</AccessKeyId>"
+    keys += f"<SecretAccessKey>{servers.SECRET_KEY}</SecretAccessKey>"
+    keys += f"<SessionToken>{SECRET}</SessionToken><Expiration>{expires}</Expiration>"
+    credentials = f"<Credentials>{keys}</Credentials>"
+    name = "AssumeRoleWithWebIdentity"
+    found = f"<{name}Result>{credentials}</{name}Result>"
+    space = "https://sts.amazonaws.com/doc/2011-06-15/"
+    return http_xml("200 OK", f'<{name}Response xmlns="{space}">{found}</{name}Response>')
+
+
+def sts_error(code: str) -> bytes:
+    error = f"<Error><Type>Sender</Type><Code>{code}</Code><Message>{SECRET}</Message></Error>"
+    return http_xml("400 Bad Request", f"<ErrorResponse>{error}</ErrorResponse>")
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "asked"),
+    [
+        pytest.param(sts_error("InvalidIdentityToken"), CredentialsError, 1, id="refused"),
+        pytest.param(role_answer("2020-01-01T00:00:00Z"), CredentialsError, None, id="too old"),
+        pytest.param(sts_error("IDPCommunicationError"), TemporaryError, None, id="not well"),
+        pytest.param(
+            http_xml("200 OK", "<html><p>Welcome to our network</html>"),
+            TemporaryError,
+            None,
+            id="a page",
+        ),
+    ],
+)
+def test_what_the_service_for_tokens_answers(
+    s3_of_a_role: str,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes,
+    kind: type[JobError],
+    asked: int | None,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with Tokens(answer) as tokens:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", tokens.url)
+        assert type(wrong(s3_of_a_role)) is kind
+        assert asked in {None, tokens.asked}
+    assert SECRET not in "".join([*capfd.readouterr(), caplog.text])
+
+
+@pytest.mark.parametrize("container", [False, True], ids=["web identity", "pod identity"])
+def test_a_tokens_file_that_is_not_there(
+    s3_of_a_role: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, container: bool
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", nowhere)
+    if container:
+        monkeypatch.delenv("AWS_WEB_IDENTITY_TOKEN_FILE")
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1:9/")
+        monkeypatch.setenv("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE", nowhere)
+    told: list[str] = []
+    storage.configure(storage.Settings(notify=lambda event, **_: told.append(event)))
+    assert type(wrong(s3_of_a_role)) is CredentialsError
+    assert told == []
+
+
+def test_a_bundle_of_certificates_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://127.0.0.1:9")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
+    error = wrong("s3://bucket/key")
+    assert type(error) is ClusterError
+    assert "AWS_CA_BUNDLE" in str(error)
+
+
+class MetadataServer:
+    """GKE's server of credentials: it says nothing to the first requests of a new pod."""
+
+    def __init__(self, silent: int) -> None:
+        self.asked = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked += 1
+                if outer.asked <= silent:
+                    self.connection.close()
+                    return
+                facts = {"access_token": "a-token", "expires_in": 3600, "token_type": "Bearer"}
+                facts |= {"aliases": ["default"], "email": "default", "scopes": []}
+                said = "a-project" if "project-id" in self.path else json.dumps(facts)
+                self.send_response(200)
+                self.send_header("Metadata-Flavor", "Google")
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(said.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                pass
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.parametrize("in_a_pod", [True, False])
+def test_a_new_pod_waits_for_gkes_server_of_credentials(
+    google: Place, monkeypatch: pytest.MonkeyPatch, in_a_pod: bool
+) -> None:
+    monkeypatch.setattr("job.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
+    metadata = "google.auth.compute_engine._metadata"
+    monkeypatch.setattr(f"{metadata}._NO_GCE_CHECK", False)
+    monkeypatch.setattr(f"{metadata}.detect_gce_residency_linux", lambda: False)
+    if in_a_pod:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    told: list[str] = []
+    storage.configure(storage.Settings(notify=lambda event, **_: told.append(event)))
+    server = MetadataServer(silent=3)
+    monkeypatch.setattr(f"{metadata}._GCE_METADATA_HOST", server.host)
+    monkeypatch.setenv("GCE_METADATA_IP", server.host)
+    try:
+        if in_a_pod:
+            storage.create(google / "object", b"x")
+            assert told == ["storage_retry"]
+        else:
+            assert type(wrong(google / "object")) is CredentialsError
+            assert told == []
+    finally:
+        server.close()

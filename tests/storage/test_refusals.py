@@ -144,23 +144,12 @@ def test_what_is_no_word_of_an_answer_is_not_repeated(code: str) -> None:
     assert caught.value.detail == "403"
 
 
-def sts(status: int, code: str) -> exceptions.ClientError:
-    """Return what botocore raises when the service for tokens refuses one."""
-    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
-    return exceptions.ClientError(answer, "AssumeRoleWithWebIdentity")
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
         (exceptions.NoCredentialsError(), "refused"),
         (exceptions.CredentialRetrievalError(provider="x", error_msg="hunter2"), "refused"),
         (exceptions.ProfileNotFound(profile="hunter2"), "refused"),
-        # Not raised for the store's answer: on the way to credentials.
-        (sts(400, "InvalidIdentityToken"), "refused"),
-        (sts(403, "AccessDenied"), "refused"),
-        (sts(400, "IDPCommunicationError"), "passing"),
-        (sts(503, "ServiceUnavailable"), "passing"),
         (FileNotFoundError(2, "No such file", "/var/run/hunter2/token"), "refused"),
         (RuntimeError("the refreshed credentials are still expired."), "refused"),
         (RuntimeError("Session is closed"), "passing"),
