@@ -21,7 +21,7 @@ MAX_KEY_BYTES = 700  # stores take 1,024, and a run puts names of its own below
 _URI = re.compile(r"(file|[A-Za-z][A-Za-z0-9+.-]*(?=:/)):(.*)", re.DOTALL)
 _STORES: dict[str, Kind] = {"s3": "s3", "gs": "gs", "gcs": "gs"}
 # What S3 and Google accept as a bucket's name: no `:` or `@`, which credentials come with.
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]")
+_BUCKET = re.compile(r"(?!.*[^.]{64})[a-z0-9][a-z0-9._-]+[a-z0-9]")
 _NO_KEY_SIGNS = "%?#*\\"  # they mean something else to one tool or another
 _ACCEPTED = "a local path, file:///absolute/path, s3://bucket/key or gs://bucket/key"
 
@@ -125,7 +125,17 @@ def parse(text: str, option: str = "the path") -> Place:
         )
     if "://" in text:  # as a path it would be echoed, with whatever key it holds
         raise UsageError(f"{option} holds '://' but is no URI this job accepts: give {_ACCEPTED}")
-    return Place("file", "", _bare(text), text)
+    return _local(text, option)
+
+
+def _local(text: str, option: str) -> Place:
+    """Return the place of a path; `~` at its beginning is the home, as in a shell."""
+    if re.match("~[^/]", text):
+        raise UsageError(f"{option} begins with '~' and a name: write it in full, or ./~name")
+    path = os.path.expanduser(text)  # noqa: PTH111  a Path would lose slashes and dots
+    if text.startswith("~") and not path.startswith("/"):
+        raise UsageError(f"{option} begins with '~', but no home is known: write it in full")
+    return Place("file", "", _bare(path), path)
 
 
 def _file(path: str, text: str, option: str) -> Place:
@@ -145,11 +155,13 @@ def _object(scheme: str, rest: str, text: str, option: str) -> Place:
     bucket, slash, key = rest.partition("/")
     key = key.removesuffix("/")
     shape = f"give {scheme}://bucket/key"
-    if not _BUCKET.fullmatch(bucket):
+    if not _BUCKET.fullmatch(bucket) or len(bucket) > (63 if scheme == "s3" else 222):
         raise UsageError(
             f"{option} names no bucket after {scheme}:// (3 to 63 of a-z, 0-9, '.', '_' and '-'; "
-            f"no user, password or port): {shape}"
+            f"gs:// takes 222 with dots; no user, password or port): {shape}"
         )
+    if scheme == "s3" and bucket.endswith("--x-s3"):  # they know no Content-MD5
+        raise UsageError(f"{option} names a directory bucket, which is not supported: {shape}")
     if not slash or not key.strip("/"):
         raise UsageError(f"{option} names a bucket only: {shape}, with a folder of its own")
     if any(segment.strip() in {"", ".", ".."} for segment in key.split("/")):

@@ -14,7 +14,7 @@ from job.storage import parse
 SECRET = "hunter2"
 
 ACCEPTED = [
-    *("runs", "./runs", "../runs", ".", "..", "/", "/tmp/x", "a/b.h5", "a//b", "a/", "-x", "~/x"),
+    *("runs", "./runs", "../runs", ".", "..", "/", "/tmp/x", "a/b.h5", "a//b", "a/", "-x", "./~x"),
     *("a b", "ä/ö", "日本", "a%20b", "a%2e%2e/b", "a%00b", "a#b", "a?b", "a*[0]", "a\\b", "a&b;c"),
     *("a:b", "host:path", "10:30", "file", "files/x", "s3", "s3/b/k", "./s3:/b", "./file:/x"),
     *("file:///", "file:///a", "file:///a/b.h5", "file:///a%20b", "file:///a%2520b", "file:///ä"),
@@ -22,7 +22,10 @@ ACCEPTED = [
     *("file:////a", "file:///a/%252e%252e/b", "file:///a%", "file:///%zz"),
     *("s3://bucket/key", "s3://bucket/key/", "s3://my-bucket.x_1/a/b.npz", "s3://abc/a b/ä+=,@!"),
     *("gs://bucket/key", "gcs://bucket/key", "gs://bucket/..a/b..", f"s3://{'b' * 63}/{'k' * 700}"),
-    *("s3://bucket/a:b", "s3://bucket/user:pass@host", "gs://bucket/日本"),
+    *("s3://bucket/a:b", "s3://bucket/user:pass@host", "gs://bucket/日本", "a/~", "a/~b/c"),
+    *("file:///~/x", "s3://bucket/~/x", "gs://bucket--x-s3/k", "s3://bucket--x-s3-not/k"),
+    f"gs://{'.'.join(['b' * 63, 'c' * 63, 'd' * 63, 'e' * 30])}/k",
+    f"gcs://{'.'.join(['b' * 63, 'c'])}/k",
 ]
 REFUSED = [
     # other schemes, however they are spelled
@@ -35,6 +38,10 @@ REFUSED = [
     *("s3://b/k", "s3://bu/k", "s3://Bucket/k", "s3://-bucket/k", "s3://bucket-/k", "s3://b b/k"),
     *(f"s3://{'b' * 64}/k", "s3://bücket/k", "s3://bucket:9000/k", "gs://bucket%2fa/k"),
     *("s3://bucket?/k", "s3://bucket#/k", "s3://[::1]/k", "s3://[ab]/k", "s3://buck*t/k"),
+    *("gs://b/k", f"gs://{'b' * 64}/k", f"gs://{'b' * 64}.c/k", f"gcs://a.{'b' * 64}/k"),
+    f"gs://{'.'.join(['b' * 63, 'c' * 63, 'd' * 63, 'e' * 31])}/k",
+    f"s3://{'.'.join(['b' * 32, 'c' * 31])}/k",
+    "s3://bucket--use1-az4--x-s3/k",
     # no key that means the same to every tool
     *(
         "s3://bucket/..",
@@ -87,6 +94,8 @@ REFUSED = [
     # file URIs of another kind than ours
     *("file:/a", "file://", "file://a", "file://h/a", "file://localhost/a", "FILE:///a"),
     *("File:///a", "file:///a?b", "file:///a#b", "file:///?", "file:////a#"),
+    # somebody's home
+    *("~x", "~x/y", "~root", "~root/x", f"~{SECRET}/x", "~+/x", "~~", "~\\x", "~ /x"),
     # ways up
     *("file:///..", "file:///../a", "file:///a/..", "file:///a/../b", "file:///a/%2e%2e/b"),
     *("file:///a/%2E./b", "file:///a/.%2e", "file:///a%2f..%2fb", "file:///a%2F%2e%2e"),
@@ -152,7 +161,7 @@ def assert_refused(uri: str) -> None:
 @given(st.text())
 def test_any_text_is_accepted_or_refused(uri: str) -> None:
     try:
-        assert str(parse(uri, "--data")) == uri
+        assert str(parse(uri, "--data")).endswith(uri.removeprefix("~"))
     except UsageError as error:
         assert str(error).startswith("--data ")  # noqa: PT017  either outcome is right
 
@@ -214,7 +223,8 @@ def test_what_is_accepted_of_a_store_is_a_bucket_and_a_plain_key(
     kind, found, key = place.kind, place.bucket, place.key
     assert kind == {"s3": "s3", "gs": "gs", "gcs": "gs"}[scheme]
     assert uri.removesuffix("/") == f"{scheme}://{found}/{key}"
-    assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]", found)
+    assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]", found)
+    assert max(map(len, found.split(".") if kind == "gs" else [found])) <= 63
     assert not {"", ".", ".."} & {segment.strip() for segment in key.split("/")}
     assert key.isprintable()
 
@@ -361,3 +371,42 @@ def test_local_path(uri: str, path: bytes) -> None:
 
 def test_a_percent_encoded_byte_is_that_byte() -> None:
     assert os.fsencode(parse("file:///a%FFb").path) == b"/a\xffb"
+
+
+@pytest.mark.parametrize("home", ["/home/me", "/home/me/", "/", "/a b/ä"])
+@pytest.mark.parametrize("rest", ["", "/", "/x", "/x/y.h5", "//x", "/../x", "/~/x"])
+def test_a_tilde_is_the_home_as_in_a_shell(
+    home: str, rest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", home)
+    place = parse(f"~{rest}", "--output")
+    assert place == parse(f"{home.rstrip('/')}{rest}" or "/")
+    assert str(place).startswith("/")  # which means the same to whoever has another home
+    assert parse(str(place / "a")) == place / "a"
+    assert parse(str(place.beside("a"))) == place.beside("a")
+
+
+def test_a_tilde_without_a_home_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a user whom only its number names, which a pod may well have."""
+
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for text in ("~", "~/x"):
+        with pytest.raises(UsageError, match=r"--output .* no home is known: write"):
+            parse(text, "--output")
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(UsageError, match="no home is known"):
+        parse("~/x", "--output")
+
+
+def test_what_is_refused_of_a_tilde_says_what_to_write_instead() -> None:
+    with pytest.raises(UsageError, match=r"write it in full, or \./~name"):
+        parse("~someone/x", "--data")
+
+
+def test_a_directory_bucket_is_named_as_what_it_is() -> None:
+    with pytest.raises(UsageError, match="directory bucket, which is not supported"):
+        parse("s3://runs--use1-az4--x-s3/key", "--output")
