@@ -1,10 +1,11 @@
 """Objects as files of this machine: whole or not at all, never overwritten, on disk when done.
 
 An object is written to a temporary file in its folder, flushed, linked to its name, and the folder
-is flushed. A link fails where the name exists, unlike a rename, so two writers can't both win. What
-killed writers left is swept by the next.
+is flushed. A link fails where the name exists, unlike a rename, so two writers can't both win; what
+has no links (vfat, SMB) may rename like that. What killed writers left is swept by the next.
 """
 
+import ctypes
 import errno
 import hashlib
 import mmap
@@ -12,94 +13,80 @@ import os
 import re
 import secrets
 import socket
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from job.errors import ConflictError, MissingInputError, OutputError
+from job.errors import (
+    ClusterError,
+    ConflictError,
+    JobError,
+    MissingInputError,
+    OutputError,
+    UsageError,
+)
 from job.storage.backend import check_size
 from job.storage.place import Place
 
 ABANDONED_SECONDS = 3600  # no write takes this long: its writer is gone, wherever it ran
 
 _TEMPORARY = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{16}\.tmp")
-_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_PROCESSES = Path("/proc/self/ns/pid")
+
+_ABSENT = (FileNotFoundError, NotADirectoryError)
+_NO_HARD_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1  # of linux/fcntl.h and linux/fs.h
 
 
 class Files:
     """The file systems of this machine: a `Backend`, which says what each verb promises."""
 
-    def read(self, place: Place, limit_bytes: int) -> bytes:
-        """Return the content."""
-        path = place.path
-        try:
-            if path.is_dir():
+    def __init__(self) -> None:
+        self._devices: dict[Path, int] = {}  # that were seen where files are written
+
+    def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
+        """Return the content, and "": files have no versions."""
+        with _explained("read", place, MissingInputError):
+            mode = place.path.stat().st_mode
+            if stat.S_ISDIR(mode):
                 raise MissingInputError(f"{place} is a folder, not a file: name the file in it")
-            if path.exists() and not path.is_file():
-                raise MissingInputError(f"{place} is a device or a pipe, not a file: name a file")
-            with path.open("rb") as file:
+            if not stat.S_ISREG(mode):
+                raise MissingInputError(f"{place} is a device or a pipe: name a file")
+            with place.path.open("rb") as file:
                 # A read takes all the memory it may need at once: no more than the file has.
                 data = file.read(min(limit_bytes, os.fstat(file.fileno()).st_size) + 1)
-        except FileNotFoundError as error:
-            raise MissingInputError(f"{place} does not exist: check the path") from error
-        except (PermissionError, NotADirectoryError) as error:
-            raise MissingInputError(
-                f"{place} cannot be read ({_reason(error)}): check the path and its permissions"
-            ) from error
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise MissingInputError(
-                    f"{place} is a link that leads to itself: check it"
-                ) from error
-            if error.errno == errno.ENAMETOOLONG:
-                raise MissingInputError(
-                    f"{str(place)[:80]}... is too long to be a file's name"
-                ) from error
-            raise OutputError(f"reading {place} failed: {_reason(error)}") from error
         check_size(place, len(data), limit_bytes)
         return data
 
     def mapped(self, place: Place, above_bytes: int) -> mmap.mmap | None:
         """Return the pages of the file; None also if it can't be opened."""
-        try:
-            if not place.path.is_file():  # a pipe would be waited for
-                return None
-            with place.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size > above_bytes:
-                    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError:  # `read` tells the reason
-            return None
+        with suppress(OSError):  # `read` tells the reason
+            if place.path.is_file():  # a pipe would be waited for
+                with place.path.open("rb") as file:
+                    if os.fstat(file.fileno()).st_size > above_bytes:
+                        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return None
 
     def is_folder(self, place: Place) -> bool:
-        """Tell whether it is a folder; one that can't be seen counts as none."""
-        try:
-            return place.path.is_dir()
-        except OSError:
-            return False
+        """Tell whether it is a folder; one that may not be seen counts as none."""
+        with _explained("look at", place), suppress(*_ABSENT, PermissionError):
+            return stat.S_ISDIR(place.path.stat().st_mode)
+        return False
 
     def exists(self, place: Place) -> bool:
         """Tell whether anything is there, and be it a link to nothing."""
-        try:
+        with _explained("look for", place, MissingInputError), suppress(*_ABSENT):
             os.lstat(place.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        except OSError as error:
-            raise MissingInputError(
-                f"{place} cannot be looked for ({_reason(error)}): check the path and its "
-                "permissions"
-            ) from error
-        return True
+            return True
+        return False
 
     def names(self, place: Place) -> list[str]:
         """Return the names of files and folders, without temporary files."""
-        try:
-            with os.scandir(place.path) as entries:
-                return sorted(entry.name for entry in entries if not is_temporary(entry.name))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise OutputError(
-                f"cannot list {place}: {_reason(error)}; check the folder and its permissions"
-            ) from error
+        with _explained("list", place), suppress(FileNotFoundError):
+            return sorted(path.name for path in place.path.iterdir() if not is_temporary(path.name))
+        return []
 
     def create(self, place: Place, data: bytes) -> None:
         """Write a file, on disk when this returns, and make the folders above it."""
@@ -107,41 +94,71 @@ class Files:
         if not path.name:
             raise OutputError(f"cannot write {place}: it names a folder; name a file in it")
         temporary = path.with_name(temporary_name())
-        try:
+        with _explained("write", place, advice="check that the folder is writable and has room"):
+            self._check_devices(path)
             _make_folder(path.parent)
             try:
                 _write_synced(temporary, data)
                 _sweep(temporary)
-                os.link(temporary, path)  # fails if the name exists, unlike a rename
+                _name(temporary, path)
             except FileExistsError:
                 _check_same(place, data)
             finally:
                 temporary.unlink(missing_ok=True)
             _sync_folder(path.parent)  # even if found: its writer may have died just before this
-        except FileExistsError as error:
-            raise OutputError(
-                f"cannot write {place}: {error.filename} is in the way and is no folder; move it "
-                "or choose another --output"
-            ) from error
-        except OSError as error:
-            advice = "check that the folder is writable and has room"
-            if error.errno in _NO_HARD_LINKS:
-                advice = (
-                    "if its file system has no hard links (SMB, some FUSE), choose one that has"
-                )
-            raise OutputError(f"cannot write {place}: {_reason(error)}; {advice}") from error
+            self._check_devices(path)
 
     def remove(self, place: Place) -> None:
         """Remove the file; its folder stays."""
-        try:
+        with _explained("remove", place):
             place.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"cannot remove {place}: {_reason(error)}; check permissions"
-            ) from error
 
     def close(self) -> None:
         """Do nothing: no file is left open."""
+
+    def _check_devices(self, path: Path) -> None:
+        """Raise an OutputError if a folder above `path` is gone or has changed its file system.
+
+        What lies below the mount point of a volume that was unmounted would take files unseen.
+        """
+        for folder in path.absolute().parents:  # the deepest first: it wakes automatic mounts
+            try:
+                device = folder.stat().st_dev
+            except _ABSENT:
+                if folder not in self._devices:
+                    continue
+                device = -1
+            if self._devices.setdefault(folder, device) != device:
+                raise OutputError(
+                    f"cannot write {path}: {folder} is gone or another file system lies there now; "
+                    "mount again what was there"
+                )
+
+
+@contextmanager
+def _explained(
+    verb: str,
+    place: Place,
+    refused: type[JobError] = OutputError,
+    advice: str = "check the path, its permissions and its file system",
+) -> Iterator[None]:
+    """Raise what an OSError means: `refused` where the path is to blame and not the device."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and refused is MissingInputError:
+            raise MissingInputError(f"{place} does not exist: check the path") from error
+        kind: type[JobError] = OutputError
+        reason, shown = (error.strerror or type(error).__name__).lower(), str(place)
+        if isinstance(error, FileExistsError):
+            reason = f"{error.filename} is in the way and is no folder"
+            advice = "move it or choose another --output"
+        elif error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+            kind, advice = UsageError, "give another path"
+            shown = shown if len(shown) <= 200 else f"{shown[:80]}..."
+        elif isinstance(error, (PermissionError, NotADirectoryError)):
+            kind = refused
+        raise kind(f"cannot {verb} {shown}: {reason}; {advice}") from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -160,18 +177,37 @@ def _check_same(place: Place, data: bytes) -> None:
             f"cannot write {place}: {path} is in the way and is not a file of ours; move it or "
             "choose another --output"
         )
+    with _explained("compare", place, advice="nothing was overwritten; check its permissions"):
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return
+    raise ConflictError(
+        f"{place} already exists with other content: nothing was overwritten; choose another "
+        "--run-id or --output"
+    )
+
+
+def _name(temporary: Path, path: Path) -> None:
+    """Give a file its name, or raise a FileExistsError: never over another, unlike a rename."""
     try:
-        same = path.stat().st_size == len(data) and path.read_bytes() == data
+        os.link(temporary, path)
     except OSError as error:
-        raise OutputError(
-            f"{place} exists already, but cannot be compared ({_reason(error)}): nothing was "
-            "overwritten; check its permissions"
-        ) from error
-    if not same:
-        raise ConflictError(
-            f"{place} already exists with other content: nothing was overwritten; choose another "
-            "--run-id or --output"
-        )
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+    else:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    old, new = os.fsencode(temporary), os.fsencode(path)
+    number = errno.ENOSYS
+    if hasattr(libc, "renameat2"):  # Linux's; Python lacks it
+        if not libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE):
+            return
+        number = ctypes.get_errno()
+    if number not in {errno.EINVAL, errno.ENOSYS}:
+        raise OSError(number, os.strerror(number), str(path))
+    raise ClusterError(
+        f"cannot write {path}: its file system has neither hard links nor a rename that never "
+        "overwrites, so writers could destroy each other's work; choose an --output on another"
+    )
 
 
 def _write_synced(path: Path, data: bytes) -> None:
@@ -187,10 +223,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)  # the new name itself must survive a power cut
     finally:
         os.close(descriptor)
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or type(error).__name__).lower()
 
 
 # --- temporary files ----------------------------------------------------------------------------
@@ -210,8 +242,7 @@ def _here() -> str:
     """Return a digest of what makes a process id unique: this boot, container and host."""
     facts = [socket.gethostname()]
     try:
-        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
-        facts.append(str(Path("/proc/self/ns/pid").stat().st_ino))
+        facts += [_BOOT.read_text(), str(_PROCESSES.stat().st_ino)]
     except OSError:
         facts.append("")  # not Linux: the host's name has to do
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:8]

@@ -40,6 +40,35 @@ def test_names_are_known_and_never_the_same() -> None:
     assert not any(map(files.is_temporary, ("x.tmp", ".tmp", "metrics.json", ".a-1-b.tmp")))
 
 
+def test_a_process_is_told_by_boot_container_and_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process id says nothing after a reboot, in another container or on another host."""
+    boot, processes = tmp_path / "boot", tmp_path / "processes"
+    boot.write_text("one")
+    processes.touch()
+    monkeypatch.setattr(files, "_BOOT", boot)
+    monkeypatch.setattr(files, "_PROCESSES", processes)
+    names = [files.temporary_name(), files.temporary_name()]
+    boot.write_text("two")
+    names.append(files.temporary_name())
+    processes.rename(tmp_path / "other")
+    processes.touch()
+    names.append(files.temporary_name())
+    monkeypatch.setattr("socket.gethostname", lambda: "elsewhere")
+    names.append(files.temporary_name())
+    processes.unlink()  # no Linux
+    names.append(files.temporary_name())
+    assert names[0][1:9] == names[1][1:9]
+    assert len({name[1:9] for name in names}) == 5
+
+
+def test_what_tells_them_apart_is_there_on_linux() -> None:
+    if sys.platform == "linux":
+        assert files._BOOT.read_text().strip()
+        assert files._PROCESSES.stat().st_ino
+
+
 def test_what_a_dead_process_of_this_machine_left_is_swept_at_once(tmp_path: Path) -> None:
     left = leave(tmp_path, name_of(dead_process()))
     storage.create(parse(str(tmp_path / "object")), b"x")
