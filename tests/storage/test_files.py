@@ -25,6 +25,7 @@ from job.errors import (
     UsageError,
 )
 from job.storage import Place, parse
+from job.storage.files import temporary_name
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 100], ids=["empty", "nul", "full"])
@@ -251,6 +252,43 @@ def test_no_more_than_the_limit_is_read_of_a_file_that_is_too_large(tmp_path: Pa
         tracemalloc.stop()
 
 
+def test_only_a_file_above_a_size_is_mapped(tmp_path: Path) -> None:
+    place = parse(str(tmp_path / "object"))
+    (tmp_path / "object").write_bytes(b"x" * 100)
+    mapped = storage.mapped(place, 99)
+    assert mapped is not None
+    with mapped:
+        assert mapped[:] == b"x" * 100
+    assert storage.mapped(place, 100) is None
+    assert storage.mapped(parse(str(tmp_path)), 0) is None
+    assert storage.mapped(parse(str(tmp_path / "nothing")), 0) is None
+
+
+def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
+    """It is in the way of who writes."""
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert storage.exists(parse(str(tmp_path / "dangling")))
+    assert not storage.exists(parse(str(tmp_path / "nowhere")))
+    assert not storage.exists(parse(str(tmp_path / "nowhere/below")))
+
+
+def test_names_are_sorted_and_without_temporary_files(tmp_path: Path) -> None:
+    for name in ("b", "ä", "c", "a", temporary_name(), ".hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "d").mkdir()
+    assert storage.names(parse(str(tmp_path))) == [".hidden", "a", "b", "c", "d", "ä"]
+    assert storage.names(parse(str(tmp_path / "nothing"))) == []
+    with pytest.raises(OutputError, match=r"cannot list .*/a: not a directory"):
+        storage.names(parse(str(tmp_path / "a")))
+
+
+def test_removing_is_done_also_if_it_was_done(tmp_path: Path) -> None:
+    (tmp_path / "object").touch()
+    for _ in range(2):
+        storage.remove(parse(str(tmp_path / "object")))
+    assert left_in(tmp_path) == []
+
+
 def test_is_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "to folder").symlink_to(tmp_path)
@@ -296,8 +334,26 @@ def test_a_relative_path_lies_below_the_current_folder(
     monkeypatch.chdir(tmp_path)
     storage.create(parse("object"), b"1")
     storage.create(parse("runs/r1/object"), b"2")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    storage.create(parse("runs/r1/object"), b"3")
     assert (tmp_path / "object").read_bytes() == b"1"
     assert (tmp_path / "runs/r1/object").read_bytes() == b"2"
+    assert (tmp_path / "elsewhere/runs/r1/object").read_bytes() == b"3"
+
+
+def test_a_folder_that_a_twin_makes_meanwhile_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make = os.mkdir
+
+    def made_by_both(*arguments: Any) -> None:
+        make(*arguments)
+        make(*arguments)
+
+    monkeypatch.setattr(os, "mkdir", made_by_both)
+    storage.create(parse(str(tmp_path / "new/folders/object")), b"content")
+    assert (tmp_path / "new/folders/object").read_bytes() == b"content"
 
 
 def test_the_same_bytes_again_are_a_success(tmp_path: Path) -> None:
@@ -323,10 +379,18 @@ def test_other_bytes_are_a_conflict_and_nothing_is_overwritten(
     assert left_in(tmp_path) == ["object"]
 
 
+def test_what_is_there_is_not_read_if_its_size_tells(tmp_path: Path) -> None:
+    with (tmp_path / "object").open("wb") as file:
+        file.truncate(10**12)
+    with pytest.raises(ConflictError):
+        storage.create(parse(str(tmp_path / "object")), b"content")
+
+
 @pytest.mark.parametrize("below", ["object", "deeper/object", "and/deeper/object"])
 def test_a_file_where_a_folder_should_be_is_in_the_way(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_bytes(b"mine")
-    with pytest.raises(OutputError, match=f"cannot write {tmp_path}/file/{below}: "):
+    told = f"cannot write {tmp_path}/file/{below}: {tmp_path}/file is in the way and is no folder"
+    with pytest.raises(OutputError, match=told):
         storage.create(parse(str(tmp_path / "file" / below)), b"content")
     assert (tmp_path / "file").read_bytes() == b"mine"
     assert left_in(tmp_path) == ["file"]
