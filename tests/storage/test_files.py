@@ -543,9 +543,11 @@ class Recorder:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, int, int]] = []
+        self.flushed_bytes: dict[int, int] = {}
         fsync, link = os.fsync, os.link
 
         def noting_fsync(descriptor: int) -> None:
+            self.flushed_bytes[len(self.calls)] = os.fstat(descriptor).st_size
             self.calls.append(("fsync", *self._identity(os.fstat(descriptor))))
             fsync(descriptor)
 
@@ -573,6 +575,7 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_success(
     storage.create(parse(str(path)), b"content")
     [flushed], [linked] = recorder.when("fsync", path), recorder.when("link", path)
     assert flushed < linked < recorder.when("fsync", tmp_path)[-1]
+    assert recorder.flushed_bytes[flushed] == len(b"content")  # none of it in Python's buffer
 
 
 def test_finding_the_same_bytes_flushes_the_name(
