@@ -84,8 +84,12 @@ class Files:
 
     def names(self, place: Place) -> list[str]:
         """Return the names of files and folders, without temporary files."""
-        with _explained("list", place), suppress(FileNotFoundError):
-            return sorted(path.name for path in place.path.iterdir() if not is_temporary(path.name))
+        with (
+            _explained("list", place),
+            suppress(FileNotFoundError),
+            os.scandir(place.path) as found,
+        ):
+            return sorted(entry.name for entry in found if not is_temporary(entry.name))
         return []
 
     def create(self, place: Place, data: bytes) -> None:
@@ -256,15 +260,13 @@ def _sweep(mine: Path) -> None:
     file after an hour fails and is repeated; nothing that was promised is lost.
     """
     now = mine.stat().st_mtime
-    with os.scandir(mine.parent) as entries:
-        others = [entry for entry in entries if entry.name != mine.name]
-    for entry in others:
-        if (match := _TEMPORARY.fullmatch(entry.name)) is None:
+    for path in mine.parent.iterdir():
+        if (match := _TEMPORARY.fullmatch(path.name)) is None:
             continue
         try:
             dead = match[1] == _here() and not _alive(int(match[2]))
-            if dead or now - entry.stat(follow_symlinks=False).st_mtime > ABANDONED_SECONDS:
-                Path(entry.path).unlink()
+            if dead or now - path.lstat().st_mtime > ABANDONED_SECONDS:
+                path.unlink()
         except OSError:
             continue  # another has swept it, or may
 

@@ -430,6 +430,16 @@ def test_the_longest_name_the_disk_takes_is_not_too_long(tmp_path: Path) -> None
     assert (tmp_path / name).read_bytes() == b"content"
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists what is open on Linux only")
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for number in range(10):
+        storage.create(parse(str(tmp_path / f"{number}/object")), b"content")
+        storage.read(parse(str(tmp_path / f"{number}/object")), 10)
+        storage.names(parse(str(tmp_path)))
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def failing(
     number: int, original: Callable[..., Any], when: Callable[..., bool]
 ) -> Callable[..., Any]:

@@ -37,6 +37,8 @@ def test_names_are_known_and_never_the_same() -> None:
     names = {files.temporary_name() for _ in range(100)}
     assert len(names) == 100
     assert all(files.is_temporary(name) for name in names)
+    assert not files.is_temporary(files.temporary_name() + "x")
+    assert not files.is_temporary("x" + files.temporary_name())
     assert not any(map(files.is_temporary, ("x.tmp", ".tmp", "metrics.json", ".a-1-b.tmp")))
 
 
@@ -97,8 +99,26 @@ def test_a_process_of_another_machine_is_judged_by_age_alone(tmp_path: Path) -> 
     assert not old.exists()
 
 
+def test_age_is_told_by_the_clock_of_the_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a server may be another than ours."""
+    write = files._write_synced
+
+    def written_there(path: Path, data: bytes) -> None:
+        write(path, data)
+        then = time.time() + HOUR + 60
+        os.utime(path, (then, then))
+
+    left = leave(tmp_path, name_of(1, "00000000"))
+    monkeypatch.setattr(files, "_write_synced", written_there)
+    storage.create(parse(str(tmp_path / "object")), b"x")
+    assert not left.exists()
+
+
 def test_files_of_others_are_left_alone_however_old(tmp_path: Path) -> None:
     names = ("notes.tmp", ".hidden", "object.json", f".{dead_process()}-0123456789abcdef.tmp")
+    names += (f"x{name_of(dead_process())}", f"{name_of(dead_process())}.x")
     others = [leave(tmp_path, name, age_seconds=10 * HOUR) for name in names]
     storage.create(parse(str(tmp_path / "object")), b"x")
     assert all(path.exists() for path in others)
