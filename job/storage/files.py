@@ -18,14 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from job.errors import (
-    ClusterError,
-    ConflictError,
-    JobError,
-    MissingInputError,
-    OutputError,
-    UsageError,
-)
+from job.errors import ClusterError, ConflictError, MissingInputError, OutputError, UsageError
 from job.storage.backend import check_size
 from job.storage.place import Place
 
@@ -84,11 +77,8 @@ class Files:
 
     def names(self, place: Place) -> list[str]:
         """Return the names of files and folders, without temporary files."""
-        with (
-            _explained("list", place),
-            suppress(FileNotFoundError),
-            os.scandir(place.path) as found,
-        ):
+        with _explained("list", place), suppress(FileNotFoundError):
+            found = os.scandir(place.path)  # which closes itself at its end or at an error
             return sorted(entry.name for entry in found if not is_temporary(entry.name))
         return []
 
@@ -143,7 +133,7 @@ class Files:
 def _explained(
     verb: str,
     place: Place,
-    refused: type[JobError] = OutputError,
+    refused: type[Exception] = OutputError,
     advice: str = "check the path, its permissions and its file system",
 ) -> Iterator[None]:
     """Raise what an OSError means: `refused` where the path is to blame and not the device."""
@@ -152,7 +142,7 @@ def _explained(
     except OSError as error:
         if isinstance(error, FileNotFoundError) and refused is MissingInputError:
             raise MissingInputError(f"{place} does not exist: check the path") from error
-        kind: type[JobError] = OutputError
+        kind: type[Exception] = OutputError
         reason, shown = (error.strerror or type(error).__name__).lower(), str(place)
         if isinstance(error, FileExistsError):
             reason = f"{error.filename} is in the way and is no folder"
