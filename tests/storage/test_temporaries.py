@@ -124,6 +124,14 @@ def test_files_of_others_are_left_alone_however_old(tmp_path: Path) -> None:
     assert all(path.exists() for path in others)
 
 
+def test_a_link_is_as_old_as_itself(tmp_path: Path) -> None:
+    old = leave(tmp_path, "old", age_seconds=10 * HOUR)
+    link = tmp_path / name_of(1, "00000000")
+    link.symlink_to(old)
+    storage.create(parse(str(tmp_path / "object")), b"x")
+    assert link.is_symlink()
+
+
 def test_a_folder_that_cannot_be_swept_is_no_reason_to_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
