@@ -695,8 +695,10 @@ def test_a_real_vfat_takes_objects_and_lets_one_writer_win(tmp_path: Path) -> No
             told = getattr(error, "stderr", b"").decode()
             pytest.skip(f"NO REAL VFAT IS TESTED: root, its tools and its kernel: {error} {told}")
     try:
+        (folder / "file").touch()
         with pytest.raises(PermissionError):
-            os.link(image, folder / "link")
+            (folder / "link").hardlink_to(folder / "file")
+        (folder / "file").unlink()
         test_of_racing_writers_exactly_one_wins(folder, "")
         storage.create(parse(str(folder / "a/b")), b"content")
         storage.create(parse(str(folder / "a/b")), b"content")
