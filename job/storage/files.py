@@ -14,7 +14,7 @@ import re
 import secrets
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -39,8 +39,8 @@ class Files:
     def __init__(self) -> None:
         self._devices: dict[Path, int] = {}  # that were seen where files are written
 
-    def read(self, place: Place, limit_bytes: int) -> tuple[bytes, str]:
-        """Return the content, and "": files have no versions."""
+    def read(self, place: Place, limit_bytes: int) -> bytes:
+        """Return the content, held once in memory."""
         with _explained("read", place, MissingInputError):
             mode = place.path.stat().st_mode
             if stat.S_ISDIR(mode):
