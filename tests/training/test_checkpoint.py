@@ -92,7 +92,11 @@ def test_a_state_comes_back_as_it_was():
 
 
 def test_the_same_state_is_the_same_bytes_in_any_order():
-    turned = replace(STATE, arrays=dict(reversed(STATE.arrays.items())))
+    turned = replace(
+        STATE,
+        arrays=dict(reversed(STATE.arrays.items())),
+        owner=dict(reversed(STATE.owner.items())),
+    )
     assert to_bytes(turned) == to_bytes(STATE)
 
 
@@ -416,6 +420,11 @@ def test_a_background_write_without_memory_is_said_and_training_goes_on(
         ("checkpoint_saved", 4, None),
     ]  # fmt: skip
     assert [path.name[:10] for path in files(tmp_path)] == ["0000000004"]
+
+
+def test_the_newest_and_one_to_step_back_to_are_kept(tmp_path, checkpoints):
+    offered(checkpoints, 1, 2, 3)
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000002", "0000000003"]
 
 
 # --- what ends a run -------------------------------------------------------------------------
