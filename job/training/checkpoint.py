@@ -330,7 +330,7 @@ class Checkpoints:
         message = f"{said}; {why}: {last}"
         if isinstance(error, MemoryError):
             return MemoryError(message)
-        return type(error)(message, exit_code=error.exit_code)
+        return type(error)(message)
 
     def _outcome(self) -> Exception | None:
         """Return, once, what the last save in the background says must end the run.

@@ -203,6 +203,16 @@ def test_too_many_attempts_are_a_conflict(
         claim(config, FINGERPRINT, CLUSTER, "10:03")
 
 
+def test_a_store_where_everything_exists_is_not_searched_for_ever(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
+    looks = iter(range(60))
+    monkeypatch.setattr(storage, "exists", lambda _: next(looks) >= 0)
+    with pytest.raises(ConflictError, match="begun 9,999 times"):
+        claim(config, FINGERPRINT, CLUSTER, "10:01")
+
+
 def test_a_damaged_attempt_is_not_passed_over(config: RunConfig) -> None:
     claim(config, FINGERPRINT, CLUSTER, "10:00")
     (folder_of(config) / "attempts" / "0001.json").write_bytes(b'{"attempt": 1, "con')

@@ -100,6 +100,11 @@ def test_the_same_state_is_the_same_bytes_in_any_order():
     assert to_bytes(turned) == to_bytes(STATE)
 
 
+def test_arrays_in_the_order_of_columns_come_back_as_they_were():
+    state = replace(STATE, arrays={"w": np.asfortranarray(np.arange(6.0).reshape(2, 3))})
+    assert_same(from_bytes(to_bytes(state), "x"), state)
+
+
 def test_numbers_of_the_history_keep_every_bit():
     values = [random.Random(1).random() * 10.0**power for power in range(-30, 30)]
     state = replace(STATE, history=tuple({"loss": value} for value in values))
@@ -176,6 +181,14 @@ def test_a_folder_that_cannot_be_seen_is_not_an_empty_one(tmp_path, checkpoints,
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(OutputError, match="cannot list"):
         checkpoints.restore(OWNER)
+
+
+def test_one_too_large_is_not_read(tmp_path, checkpoints, log, monkeypatch):
+    saved(tmp_path, STATE)
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 100)
+    with pytest.raises(DataError, match="none is intact"):
+        checkpoints.restore(OWNER)
+    assert "has more than" in events(log)[0]["reason"]
 
 
 def test_a_name_that_lies_about_the_step_is_not_believed(tmp_path, checkpoints):
@@ -384,6 +397,26 @@ def test_an_offer_does_not_wait_for_a_slow_store(tmp_path, checkpoints, monkeypa
     going.set()
     checkpoints.save(replace(STATE, step=8))
     assert len(files(tmp_path)) == 2
+
+
+def test_what_is_saved_last_is_the_newest_however_slow_the_store(
+    tmp_path, checkpoints, monkeypatch
+):
+    create, going = storage.create, threading.Event()
+
+    def slow(place, data):
+        if threading.current_thread() is not threading.main_thread():
+            assert going.wait(30)
+        create(place, data)
+
+    monkeypatch.setattr(storage, "create", slow)
+    checkpoints.offer(lambda: STATE)
+    timer = threading.Timer(0.1, going.set)
+    timer.start()
+    checkpoints.save(replace(STATE, step=8))
+    timer.join()
+    checkpoints.prune(keep=1)
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000008"]
 
 
 def test_a_failed_offer_is_said_and_training_goes_on(checkpoints, log, monkeypatch):
@@ -689,6 +722,16 @@ def test_old_ones_are_removed(tmp_path, log):
     checkpoints.save(replace(STATE, step=5))
     checkpoints.prune(keep=1)
     assert [path.name[:10] for path in files(tmp_path)] == ["0000000005"]
+
+
+def test_an_old_one_that_cannot_be_removed_stays_and_is_said(tmp_path, checkpoints, log):
+    old = tmp_path / "run" / "checkpoints" / f"{6:010}-{'a' * 64}.safetensors"
+    (old / "a file").mkdir(parents=True)
+    saved(tmp_path, STATE)
+    checkpoints.tidy()
+    [event] = events(log)
+    assert (event["event"], event["uri"]) == ("checkpoint_kept", str(old))
+    assert "cannot remove" in event["reason"]
 
 
 def test_what_a_complete_run_left_is_tidied_away(tmp_path, checkpoints):
