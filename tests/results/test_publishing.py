@@ -356,9 +356,10 @@ def test_one_odd_answer_is_not_the_last_word_on_an_attempt(
 
 
 def test_metrics_too_large_are_bad_data(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(config, FILES)
+    complete(config, metrics(config))
     monkeypatch.setattr(publishing, "MAX_JSON_BYTES", 100)
-    put_metrics(config, b" " * 101)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"metrics\.json has more than"):
         finished(config)
 
 
