@@ -14,7 +14,7 @@ from job import storage
 from job.config import RunConfig
 from job.data import source
 from job.data.source import Dataset
-from job.errors import ConflictError, JobError, StoppedError, TemporaryError
+from job.errors import ConflictError, DataError, JobError, StoppedError, TemporaryError
 from job.process import memory, runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
@@ -48,9 +48,7 @@ def train_run(
         JobError: whatever went wrong; nothing that exists was overwritten.
     """
     folder = RunFolder(config.place)
-    if (document := folder.finished(config)) is not None:
-        _compare_data(document, config, progress)
-        progress.event("already_complete", **metrics.summary(str(folder.place), document))
+    if (document := _complete_already(folder, config, progress)) is not None:
         return document
 
     watch = runtime.Stopwatch()
@@ -63,7 +61,15 @@ def train_run(
     attempt = _claim(folder, config, dataset, cluster, versions, progress)
     with _leaving_a_verdict(attempt, progress), memory.explained(_less_memory(config)):
         checkpoints = Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress)
-        start = _where_to_begin(attempt, checkpoints, config, dataset, cluster.workers, progress)
+        try:
+            start = _where_to_begin(
+                attempt, checkpoints, config, dataset, cluster.workers, progress
+            )
+        except (DataError, TemporaryError):
+            # A twin may have completed the run meanwhile, and removed what was looked for.
+            if (document := _complete_already(folder, config, progress)) is None:
+                raise
+            return document
         load_seconds = watch.lap()
         with preemption.deferred():
             net, collectives, in_force = _prepare(
@@ -123,6 +129,18 @@ class _Attempt:
         mine = {"attempt": self.number, **self.facts}
         records = [*self.folder.records_before(self.number), mine]
         return [record | makers.get(record["attempt"], {}) for record in records]
+
+
+def _complete_already(
+    folder: RunFolder, config: RunConfig, progress: Progress
+) -> dict[str, Any] | None:
+    """Return the metrics of a run that is complete, having looked after it, else None."""
+    if (document := folder.finished(config)) is None:
+        return None
+    _compare_data(document, config, progress)
+    Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress).tidy()
+    progress.event("already_complete", **metrics.summary(str(folder.place), document))
+    return document
 
 
 def _compare_data(document: dict[str, Any], config: RunConfig, progress: Progress) -> None:
@@ -221,8 +239,12 @@ def _where_to_begin(
             raise
         return fresh  # the chief says what is wrong with a checkpoint
     if saved is None:
+        if attempt.number > 1:  # or it was ended before it could save anything
+            progress.event("nothing_saved_before", attempts=attempt.number - 1)
         return fresh
     if workers.is_chief:
+        if attempt.number == 1:
+            progress.event("records_missing", step=saved.step)
         progress.event("resumed", step=saved.step, threads=saved.threads)
         return saved
     threads = saved.made_by[-1]["threads"] if saved.made_by else []

@@ -444,10 +444,10 @@ def read_attempt(output: Path, number: int) -> dict:
 
 
 def test_a_resume_in_the_same_place_has_nothing_to_say(begin):
-    begin(3)
-    events = begin()
+    first, events = begin(3), begin()
     assert "resumed" in events
-    assert "resumed_differently" not in events
+    unsaid = {"resumed_differently", "records_missing", "nothing_saved_before"}
+    assert not unsaid & {*first, *events}
 
 
 def test_a_resume_tells_its_own_time_from_that_of_all(begin, tmp_path):
@@ -534,6 +534,7 @@ def test_checkpoints_without_their_records_are_gone_on_from(begin, tmp_path):
     events = begin()
     assert events["attempt_started"]["attempt"] == 1
     assert events["resumed"]["step"] > 0
+    assert events["records_missing"]["step"] == events["resumed"]["step"]
 
 
 def test_sigterm_is_heeded_between_the_batches_of_scoring(
@@ -625,3 +626,175 @@ def test_data_that_cannot_be_read_fail_no_complete_run(
     assert done.code == 0
     assert '"event": "data_not_compared"' in done.out
     assert '"event": "already_complete"' in done.out
+
+
+# --- a store that fails, and what its end says ------------------------------------------------
+
+
+def told(ended) -> list[dict]:
+    return [json.loads(line) for line in ended.out.splitlines()]
+
+
+def events_of(ended, name: str) -> list[dict]:
+    return [event for event in told(ended) if event["event"] == name]
+
+
+LONG = ("--epochs", 4_000, "--batch-size", 100, "--checkpoint-seconds", 0.2)
+
+
+def test_credentials_that_expire_in_mid_run_end_it(
+    small_mnist, command, monkeypatch, faulty, place
+):
+    note, put = faulty.note, []
+
+    def after_the_first_checkpoint(request):
+        put.append(request.method == "PUT" and "/checkpoints/" in request.key)
+        return "expired" if sum(put) > 1 else note(request)
+
+    monkeypatch.setattr(faulty, "note", after_the_first_checkpoint)
+    ended = command("train", "--data", small_mnist, "--output", place, "--run-id", "r", *LONG)
+    assert ended.code == 77
+    [saved] = events_of(ended, "checkpoint_saved")
+    [failed] = events_of(ended, "checkpoint_failed")
+    assert f"nothing more can be saved: the last step saved is {saved['step']:,}" in ended.err
+    assert 0 < saved["step"] < failed["step"]
+    assert events_of(ended, "epoch")[-1]["epoch"] < 2_000
+
+
+def test_a_folder_that_takes_no_more_files_ends_the_run(
+    small_mnist, tmp_path, command, monkeypatch
+):
+    from job.training.checkpoint import Checkpoints
+
+    prune, folder = Checkpoints.prune, tmp_path / "r" / "checkpoints"
+
+    def then_in_the_way(self, keep):
+        prune(self, keep)
+        folder.rename(tmp_path / "aside")
+        folder.write_bytes(b"")
+
+    monkeypatch.setattr(Checkpoints, "prune", then_in_the_way)
+    ended = command("train", "--data", small_mnist, "--output", tmp_path, "--run-id", "r", *LONG)
+    assert ended.code == 74
+    [saved] = events_of(ended, "checkpoint_saved")
+    assert len(events_of(ended, "checkpoint_failed")) == 3
+    assert f"saves in a row failed, for 0 s: the last step saved is {saved['step']:,}" in ended.err
+    assert events_of(ended, "epoch")[-1]["epoch"] < 2_000
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("stop", 70), ("time limit", 70), ("last step", 70), ("divergence", 65)]
+)
+def test_a_bug_in_the_writer_is_told_however_the_training_ends(
+    small_mnist, tmp_path, command, monkeypatch, end, code
+):
+    """It meets it while the training waits for it, so no later offer looks at it."""
+    import threading
+
+    from job import storage
+    from job.errors import TemporaryError
+    from job.process.preemption import Preemption
+    from job.training import train
+    from job.training.loop import Loop
+
+    ending, create = threading.Event(), storage.create
+
+    def fail_in_the_background(place, data):
+        if threading.current_thread().name.startswith("checkpoint"):
+            assert ending.wait(60)
+            raise ZeroDivisionError("a bug")
+        create(place, data)
+
+    left = [5]
+
+    def reason(*_):
+        left[0] -= 1
+        if left[0] > 0 or end in {"last step", "divergence"}:
+            return None
+        return StoppedError("enough") if end == "stop" else TemporaryError("--time-limit reached")
+
+    def not_a_number(*_):
+        ending.set()
+        return float("nan"), 0.1
+
+    rests = train.watchdog.rests
+    monkeypatch.setattr(train, "CHUNK_SECONDS", 1e-9)  # a step a chunk
+    monkeypatch.setattr(storage, "create", fail_in_the_background)
+    monkeypatch.setattr(Preemption, "reason", reason)
+    monkeypatch.setattr(train.watchdog, "rests", lambda: (ending.set(), rests()))
+    if end == "divergence":
+        monkeypatch.setattr(Loop, "means", not_a_number)
+    flags = ["--data", small_mnist, "--epochs", 1, "--batch-size", 100, "--checkpoint-seconds", 0]
+    ended = command("train", *flags, "--output", tmp_path, "--run-id", "r")
+    assert ended.code == code
+    [failed] = events_of(ended, "checkpoint_failed")
+    assert failed["reason"] == "ZeroDivisionError('a bug')"
+    if code == 70:  # and no work is lost
+        assert "ZeroDivisionError('a bug')" in ended.err
+        assert events_of(ended, "checkpoint_saved")[-1]["step"] > failed["step"]
+
+
+def test_an_attempt_after_some_that_saved_nothing_says_so(begin, monkeypatch):
+    from job.training import train
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", lambda *_: 1 / 0)
+        with pytest.raises(AssertionError, match="ZeroDivisionError"):
+            begin()
+    events = begin()
+    assert (
+        events["nothing_saved_before"]["level"],
+        events["nothing_saved_before"]["attempts"],
+    ) == (
+        "warning",
+        1,
+    )
+
+
+def test_a_run_without_its_weights_can_be_published_again_as_its_error_says(
+    begin, tmp_path, command, small_mnist
+):
+    begin()
+    weights, metrics = tmp_path / "r" / "model_weights.h5", tmp_path / "r" / "metrics.json"
+    before = weights.read_bytes()
+    weights.unlink()
+    flags = ["--data", small_mnist, "--epochs", 1, "--batch-size", 100, "--output", tmp_path]
+    ended = command("train", *flags, "--run-id", "r")
+    assert ended.code == 65
+    assert "move metrics.json away, and the same command publishes both again" in ended.err
+    metrics.unlink()
+    assert begin()["resumed"]["step"] == 20
+    assert weights.read_bytes() == before
+
+
+def test_a_complete_run_is_tidied(begin, tmp_path):
+    """Its process died between publishing and removing what it no longer needs."""
+    begin()
+    [last] = (tmp_path / "r" / "checkpoints").iterdir()
+    older = last.with_name(f"{7:010}-{'a' * 64}.safetensors")
+    older.write_bytes(b"")
+    assert "already_complete" in begin()
+    assert list(last.parent.iterdir()) == [last]
+
+
+def test_a_run_that_a_twin_completes_meanwhile_is_complete(begin, tmp_path, monkeypatch):
+    """Its checkpoints go while this process looks for them."""
+    import shutil
+
+    from job.training import checkpoint
+
+    begin()
+    run, names_in = tmp_path / "r", checkpoint.names_in
+    shutil.move(run / "metrics.json", tmp_path)
+
+    def then_complete(folder):
+        found = names_in(folder)
+        shutil.rmtree(run / "checkpoints", ignore_errors=True)
+        if (tmp_path / "metrics.json").exists():
+            shutil.move(tmp_path / "metrics.json", run)
+        return found
+
+    monkeypatch.setattr(checkpoint, "names_in", then_complete)
+    events = begin()
+    assert "already_complete" in events
+    assert "resumed" not in events

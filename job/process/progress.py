@@ -154,6 +154,7 @@ def _already_complete(details: Mapping[str, Any]) -> str:
 
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
+    *("nothing_saved_before", "records_missing"),
     *("storage_retry", "other_data", "data_not_compared"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
@@ -168,6 +169,14 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "resumed": _resumed,
     "resumed_differently": _resumed_differently,
     "threads_differ": _threads_differ,
+    "nothing_saved_before": lambda details: (
+        f"warning    no attempt before this one (there were {details['attempts']}) has saved "
+        "anything: beginning at step 0"
+    ),
+    "records_missing": lambda details: (
+        f"warning    step {details['step']:,} is saved, but no attempt before this one has its "
+        "record: going on from that step"
+    ),
     "checkpoint_saved": lambda _: "",  # no news to a person
     "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
     "checkpoint_kept": lambda details: f"warning    an old checkpoint stays: {details['reason']}",

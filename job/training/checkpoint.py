@@ -3,6 +3,9 @@
 A checkpoint is one file, `<run>/checkpoints/<step>-<sha256>.safetensors`, from one create. Its
 name carries the digest of its content, so it needs no mark that it is whole: a reader takes the
 highest step whose bytes have the digest that the name says, and says so when it passes one by.
+
+One that can't be written is said and given up, since the next may be written. Where that has no
+hope, or went on for too long, the run ends: what it would compute from then on could not be saved.
 """
 
 import hashlib
@@ -20,14 +23,32 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from job import storage
-from job.errors import ConflictError, DataError, JobError, MissingInputError
+from job.errors import (
+    ClusterError,
+    ConflictError,
+    CredentialsError,
+    DataError,
+    JobError,
+    MissingInputError,
+    TemporaryError,
+    UsageError,
+)
 from job.process.progress import Progress
 from job.storage import Place
 
 MAX_BYTES = 4096 * storage.MEBIBYTE
 FORMAT = 1
+MOST_FAILURES = 3  # of saves in a row; then the run ends
+MOST_FAILING_SECONDS = 600.0  # or when they fail for so long, few as they are
+RETRY_SECONDS = 30.0  # from a save that failed to the next, where that isn't due before
 
+_LOOKS = 2  # at what isn't as it was written: one odd answer is not the last word
+_HOPELESS = (ClusterError, ConflictError, CredentialsError, MissingInputError, UsageError)
 _NAME = re.compile(r"(\d{10})-([0-9a-f]{64})\.safetensors")
+
+
+class DamagedError(DataError):
+    """What was read is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +137,22 @@ def read(place: Place) -> State:
 
     Raises:
         MissingInputError: there is none, or it may not be read.
-        DataError: it is not what its name says, or not one of this job's.
+        DamagedError: it is not what its name says, looked at twice.
+        DataError: it is not one of this job's.
     """
-    data = storage.read(place, MAX_BYTES)
     matched = _NAME.fullmatch(place.name)
-    found = hashlib.sha256(data).hexdigest()
-    if matched is None or found != matched[2]:
-        raise DataError(
+    step, digest = matched.groups() if matched else ("", "")
+    for _ in range(_LOOKS):
+        data = storage.read(place, MAX_BYTES)
+        found = hashlib.sha256(data).hexdigest()
+        if found == digest:
+            break
+    else:
+        raise DamagedError(
             f"{place} is damaged: its sha256 is {found[:12]}..., not what its name says"
         )
     state = from_bytes(data, str(place))
-    if state.step != int(matched[1]):
+    if state.step != int(step):
         raise DataError(f"{place} holds step {state.step:,}, not what its name says")
     return state
 
@@ -141,8 +167,11 @@ class Checkpoints:
         self._progress = progress
         self._last = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: Future[None] | None = None
+        self._pending: Future[Exception | None] | None = None
         self._known: list[str] = []  # names, oldest first
+        self._saved_step: int | None = None
+        self._failures = 0  # in a row
+        self._failing_since = 0.0
 
     def restore(self, owner: dict[str, str]) -> State | None:
         """Return the newest state that verifies, or None if there is no checkpoint.
@@ -150,14 +179,27 @@ class Checkpoints:
         Raises:
             ConflictError: it belongs to another config or other data.
             DataError: there are checkpoints, and none verifies.
+            TemporaryError: the same of an object store, which has only what was written whole.
+            MissingInputError: one may not be read, which is not to say that it is damaged.
             OutputError: they can't be seen, which is not to say that there are none.
         """
+        return self._newest_intact(owner, seen_before=0)
+
+    def _newest_intact(self, owner: dict[str, str], seen_before: int) -> State | None:
+        """Do what `restore` does; `seen_before` is how many a look before this one saw."""
         self._known = names_in(self._folder)
+        seen, odd = max(seen_before, len(self._known)), seen_before > 0
         for name in reversed(self._known):
             place = self._folder / name
             try:
                 state = read(place)
             except (DataError, MissingInputError) as error:
+                if isinstance(error.__cause__, PermissionError):
+                    raise
+                if isinstance(error, MissingInputError) and not seen_before:
+                    # A twin has removed it, and so has written another.
+                    return self._newest_intact(owner, seen)
+                odd |= isinstance(error, DamagedError)
                 self._progress.event("checkpoint_passed_by", uri=str(place), reason=str(error))
                 continue
             if state.owner != owner:
@@ -167,13 +209,20 @@ class Checkpoints:
             # What was passed by goes first when the oldest are removed, before what is whole.
             after = self._known.index(name) + 1
             self._known = [*self._known[after:], *self._known[:after]]
+            self._saved_step = state.step
             return state
-        if self._known:
-            raise DataError(
-                f"{self._folder} holds {len(self._known)} checkpoints and none is intact: not "
-                "starting from scratch over them; bring one back, or choose another --run-id"
+        if not seen:
+            return None
+        said = (
+            f"{self._folder} showed {seen} checkpoints and none is intact: not starting from "
+            "scratch over them"
+        )
+        if odd and self._folder.kind != "file":
+            raise TemporaryError(
+                f"{said}; a store holds only whole ones, so try again, and if that ends the same, "
+                "choose another --run-id"
             )
-        return None
+        raise DataError(f"{said}; bring one back, or choose another --run-id")
 
     def offer(self, state: Callable[[], State]) -> None:
         """Write `state()` in the background if that is due and the last one is written.
@@ -181,12 +230,16 @@ class Checkpoints:
         One that can't be written is given up, and the log says so.
 
         Raises:
+            JobError, MemoryError: no more can be saved, by what the last one met or how many in a
+                row failed; the message tells the last step that is saved.
             Exception: the last one met a bug, or nothing can be said any more.
         """
-        busy = self._pending is not None and not self._pending.done()
-        if not busy:
-            self._raise_lost()
-        if busy or time.monotonic() - self._last < self._every_seconds:
+        if self._pending is not None and not self._pending.done():
+            return
+        if (ending := self._outcome()) is not None:
+            raise ending
+        wait = min(self._every_seconds, RETRY_SECONDS) if self._failures else self._every_seconds
+        if time.monotonic() - self._last < wait:
             return
         self._last = time.monotonic()
         # The state is taken now; its bytes are made and written while training goes on.
@@ -199,13 +252,29 @@ class Checkpoints:
             OutputError: it can't be written.
             Exception: it is written, but one in the background met a bug.
         """
-        self.close()
+        self._writer.shutdown(wait=True)
         self._save(state)
-        self._raise_lost()
+        lost = self._outcome()
+        # What kept an older state from being saved doesn't matter any more; a bug does.
+        if lost is not None and not isinstance(lost, JobError | MemoryError):
+            raise lost
 
     def close(self) -> None:
-        """Wait for what is being written. Nothing can be offered after that."""
+        """Wait for what is being written. Nothing can be offered after that.
+
+        Raises:
+            Exception: it met something, and even that could not be said.
+        """
         self._writer.shutdown(wait=True)
+        self._outcome()  # which the log tells already, unless this raises it
+
+    def tidy(self) -> None:
+        """Remove all but the newest checkpoint, of a run that is complete."""
+        try:
+            self._known = names_in(self._folder)
+        except JobError as error:
+            self._progress.event("checkpoint_kept", uri=str(self._folder), reason=str(error))
+        self.prune(keep=1)
 
     def prune(self, keep: int) -> None:
         """Remove all but the newest `keep` of the checkpoints known here.
@@ -227,22 +296,47 @@ class Checkpoints:
         storage.create(place, data)
         # The same state may be saved twice, which makes one file and must count as one.
         self._known = [*(known for known in self._known if known != name), name]
+        self._saved_step, self._failures = state.step, 0
         self._progress.event("checkpoint_saved", step=state.step, uri=str(place))
 
-    def _try_to_save(self, state: State) -> None:
+    def _try_to_save(self, state: State) -> Exception | None:
+        """Write `state`; what goes wrong is said here, and returned if it must end the run."""
+        began = time.monotonic()
         try:
             self._save(state)
             self.prune(keep=2)  # the newest, and one to step back to
-        except Exception as error:
+        except BaseException as error:  # noqa: BLE001  in this thread nobody would hear of it
             said = str(error) if isinstance(error, JobError) else repr(error)
             self._progress.event("checkpoint_failed", step=state.step, reason=said)
-            # Training is worth more than a checkpoint; publishing will tell if the store is gone.
-            # Memory may be there again for the next one. Anything else is a bug.
-            if not isinstance(error, JobError | MemoryError):
-                raise
+            return self._ending(error, said, began)
+        return None
 
-    def _raise_lost(self) -> None:
-        """Raise, once, what the writer raised: in its own thread nobody would hear of it."""
+    def _ending(self, error: BaseException, said: str, began: float) -> Exception | None:
+        """Return what to end the run with after a save that began then met `error`, or None."""
+        self._failing_since = self._failing_since if self._failures else began
+        self._failures += 1
+        seconds = time.monotonic() - self._failing_since
+        if not isinstance(error, JobError | MemoryError):  # a bug
+            return error if isinstance(error, Exception) else RuntimeError(f"a save met {said}")
+        # Training is worth more than one checkpoint. Memory, too, may be there again for the next.
+        if isinstance(error, _HOPELESS):
+            why = "nothing more can be saved"
+        elif self._failures >= MOST_FAILURES or seconds >= MOST_FAILING_SECONDS:
+            why = f"{self._failures} saves in a row failed, for {seconds:.0f} s"
+        else:
+            return None
+        step = self._saved_step
+        last = "no step is saved" if step is None else f"the last step saved is {step:,}"
+        message = f"{said}; {why}: {last}"
+        if isinstance(error, MemoryError):
+            return MemoryError(message)
+        return type(error)(message)
+
+    def _outcome(self) -> Exception | None:
+        """Return, once, what the last save in the background says must end the run.
+
+        Raises:
+            Exception: it could not even say what it met.
+        """
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        return None if pending is None else pending.result()

@@ -109,6 +109,22 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("worker_done", {"worker": 2}, "worker 2 is done, and the chief has published"),
     (
+        "nothing_saved_before",
+        {"attempts": 2},
+        (
+            "warning    no attempt before this one (there were 2) has saved anything: beginning at "
+            "step 0"
+        ),
+    ),
+    (
+        "records_missing",
+        {"step": 9_375},
+        (
+            "warning    step 9,375 is saved, but no attempt before this one has its record: going "
+            "on from that step"
+        ),
+    ),
+    (
         "checkpoint_failed",
         {"step": 1, "reason": "no space left on device"},
         "warning    no checkpoint: no space left on device",

@@ -12,10 +12,17 @@ import pytest
 
 from job import storage
 from job.config import RunConfig
-from job.errors import ConflictError, DataError, JobError, MissingInputError, OutputError
+from job.errors import (
+    ConflictError,
+    DataError,
+    JobError,
+    MissingInputError,
+    OutputError,
+    TemporaryError,
+)
 from job.results import publishing
 from job.results.publishing import Artifact, RunFolder
-from job.storage import parse
+from job.storage import Place, parse
 from job.workers.cluster import Cluster
 
 FINGERPRINT = "ab" * 32
@@ -196,6 +203,16 @@ def test_too_many_attempts_are_a_conflict(
         claim(config, FINGERPRINT, CLUSTER, "10:03")
 
 
+def test_a_store_where_everything_exists_is_not_searched_for_ever(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
+    looks = iter(range(60))
+    monkeypatch.setattr(storage, "exists", lambda _: next(looks) >= 0)
+    with pytest.raises(ConflictError, match="begun 9,999 times"):
+        claim(config, FINGERPRINT, CLUSTER, "10:01")
+
+
 def test_a_damaged_attempt_is_not_passed_over(config: RunConfig) -> None:
     claim(config, FINGERPRINT, CLUSTER, "10:00")
     (folder_of(config) / "attempts" / "0001.json").write_bytes(b'{"attempt": 1, "con')
@@ -221,9 +238,38 @@ def test_a_run_not_begun_and_one_not_complete_are_not_finished(config: RunConfig
 
 def test_a_complete_run_is_finished(config: RunConfig) -> None:
     document = metrics(config)
+    publish(config, FILES)
     complete(config, document)
     assert finished(config) == document
     assert finished(replace(config, strategy="gpu")) == document
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_run_without_what_its_metrics_name_is_not_complete(config: RunConfig, name: str) -> None:
+    """Nor is it begun anew: somebody must say what is to be."""
+    publish(config, FILES)
+    complete(config, metrics(config))
+    (folder_of(config) / name).unlink()
+    with pytest.raises(DataError, match=rf"{name} is not there, but metrics\.json names it"):
+        finished(config)
+
+
+def test_a_run_in_a_store_without_its_weights_is_not_complete(place: Place) -> None:
+    config = RunConfig(output=str(place), run_id="r1")
+    names = {config.place / name: FILES[name] for name in FILES}
+    RunFolder(config.place).publish(names)
+    complete(config, metrics(config))
+    assert finished(config) == metrics(config)
+    storage.remove(RunFolder(config.place).weights)
+    with pytest.raises(DataError, match=r"model_weights\.h5 is not there"):
+        finished(config)
+
+
+@pytest.mark.parametrize("named", [[], None, {}, "model_weights.h5", [7], [{}], [{"path": 7}]])
+def test_metrics_that_name_no_artifact_are_bad_data(config: RunConfig, named: Any) -> None:
+    put_metrics(config, publishing.to_json(metrics(config) | {"artifacts": named}))
+    with pytest.raises(DataError, match="lacks artifacts"):
+        finished(config)
 
 
 @pytest.mark.parametrize("part", ["test", "timing", "artifacts"])
@@ -277,10 +323,43 @@ def test_metrics_of_who_knows_whom_are_a_conflict(
         finished(config)
 
 
+def read_at_first(monkeypatch: pytest.MonkeyPatch, place: Place, content: bytes) -> list[Place]:
+    """Let the first reading of `place` give `content`, and return what is read from now on."""
+    read, seen = storage.read, []
+
+    def odd(found: Place, limit_bytes: int) -> bytes:
+        seen.append(found)
+        data = read(found, limit_bytes)
+        return content if found == place and seen.count(place) == 1 else data
+
+    monkeypatch.setattr(storage, "read", odd)
+    return seen
+
+
+@pytest.mark.parametrize("content", [b"<html>log in</html>", b"[]"], ids=["page", "list"])
+def test_one_odd_answer_is_not_the_last_word_on_metrics(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    publish(config, FILES)
+    complete(config, metrics(config))
+    seen = read_at_first(monkeypatch, RunFolder(config.place).metrics, content)
+    assert finished(config) == metrics(config)
+    assert len(seen) == 2
+
+
+def test_one_odd_answer_is_not_the_last_word_on_an_attempt(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(config, FINGERPRINT, CLUSTER, "10:00")
+    read_at_first(monkeypatch, RunFolder(config.place).attempt(1), b"<html>log in</html>")
+    assert claim(config, FINGERPRINT, CLUSTER, "10:01") == 2
+
+
 def test_metrics_too_large_are_bad_data(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(config, FILES)
+    complete(config, metrics(config))
     monkeypatch.setattr(publishing, "MAX_JSON_BYTES", 100)
-    put_metrics(config, b" " * 101)
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"metrics\.json has more than"):
         finished(config)
 
 
@@ -410,6 +489,23 @@ def test_an_artifact_that_was_changed_is_refused(weights: Path, as_uri: Any) -> 
     change(weights)
     with pytest.raises(DataError, match=r"model_weights\.h5 is damaged"):
         read(as_uri(weights), 100)
+
+
+def test_one_odd_answer_is_not_the_last_word_on_an_artifact(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = read_at_first(monkeypatch, parse(str(weights)), b"Weights")
+    assert read(str(weights), 100) == b"weights"
+    assert len(seen) == 3  # metrics once
+
+
+def test_an_artifact_from_a_store_that_differs_may_pass(place: Place) -> None:
+    """What lies there was written whole; so a proxy or a cache on the way has changed it."""
+    config = RunConfig(output=str(place), run_id="r1")
+    storage.create(RunFolder(config.place).weights, b"Weights")
+    complete(config, metrics(config))
+    with pytest.raises(TemporaryError, match=r"model_weights\.h5 is damaged.*try again"):
+        publishing.read_artifact(RunFolder(config.place).weights, 100)
 
 
 def test_an_artifact_named_in_other_words_is_checked_as_well(weights: Path) -> None:

@@ -78,7 +78,7 @@ def test_a_sample_is_drawn_by_its_seed_alone() -> None:
 def test_the_matrix_sees_what_is_wrong(life: matrix.Life, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that starts afresh when it may not look is found out."""
     cases = [case for case in life.cases() if case.request.method == "LIST" and case.fault == "403"]
-    cases = cases[-1:]  # of the start that finds a checkpoint
+    cases = cases[1:2]  # of the start that finds a checkpoint
     [case] = life.tried(cases)
     assert case.wrong == ()
     assert 77 in case.codes

@@ -1,21 +1,37 @@
 """Checkpoints: whole or passed by, never mistaken, and never silently absent."""
 
+import contextlib
+import hashlib
 import io
 import json
 import os
 import random
+import resource
+import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
 from job import storage
-from job.errors import ConflictError, DataError, OutputError
+from job.errors import (
+    ClusterError,
+    ConflictError,
+    CredentialsError,
+    DataError,
+    MissingInputError,
+    OutputError,
+    TemporaryError,
+    UsageError,
+)
 from job.process.progress import Progress
 from job.storage import Place
+from job.training import checkpoint
 from job.training.checkpoint import Checkpoints, State, from_bytes, to_bytes
 
 OWNER = {"config": "c" * 64, "data": "d" * 64}
@@ -76,8 +92,17 @@ def test_a_state_comes_back_as_it_was():
 
 
 def test_the_same_state_is_the_same_bytes_in_any_order():
-    turned = replace(STATE, arrays=dict(reversed(STATE.arrays.items())))
+    turned = replace(
+        STATE,
+        arrays=dict(reversed(STATE.arrays.items())),
+        owner=dict(reversed(STATE.owner.items())),
+    )
     assert to_bytes(turned) == to_bytes(STATE)
+
+
+def test_arrays_in_the_order_of_columns_come_back_as_they_were():
+    state = replace(STATE, arrays={"w": np.asfortranarray(np.arange(6.0).reshape(2, 3))})
+    assert_same(from_bytes(to_bytes(state), "x"), state)
 
 
 def test_numbers_of_the_history_keep_every_bit():
@@ -158,11 +183,157 @@ def test_a_folder_that_cannot_be_seen_is_not_an_empty_one(tmp_path, checkpoints,
         checkpoints.restore(OWNER)
 
 
+def test_one_too_large_is_not_read(tmp_path, checkpoints, log, monkeypatch):
+    saved(tmp_path, STATE)
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 100)
+    with pytest.raises(DataError, match="none is intact"):
+        checkpoints.restore(OWNER)
+    assert "has more than" in events(log)[0]["reason"]
+
+
 def test_a_name_that_lies_about_the_step_is_not_believed(tmp_path, checkpoints):
     [path] = saved(tmp_path, STATE)
     path.rename(path.with_name(path.name.replace("0000000007", "0000000009")))
     with pytest.raises(DataError, match="none is intact"):
         checkpoints.restore(OWNER)
+
+
+# --- one odd answer is not the last word -----------------------------------------------------
+
+
+def at(folder: Place, log: io.StringIO) -> Checkpoints:
+    return Checkpoints(folder, 0, Progress("json", log))
+
+
+def twin_saves(folder: Place, step: int) -> None:
+    """Do what a twin of this process does that is further on: save, and remove what is older."""
+    twin = at(folder, io.StringIO())
+    twin.restore(OWNER)
+    twin.save(replace(STATE, step=step))
+    twin.prune(keep=1)
+
+
+def test_what_was_read_damaged_once_is_read_again(tmp_path, checkpoints, log, monkeypatch):
+    whole = saved(tmp_path, STATE)[0].read_bytes()
+    [path] = files(tmp_path)
+    path.write_bytes(whole[:-1])
+    read = storage.read
+
+    def then_whole(place: Place, limit_bytes: int) -> bytes:
+        data = read(place, limit_bytes)
+        path.write_bytes(whole)
+        return data
+
+    monkeypatch.setattr(storage, "read", then_whole)
+    assert checkpoints.restore(OWNER).step == 7
+    assert events(log) == []
+
+
+def twin_in_between(monkeypatch: pytest.MonkeyPatch, folder: Place) -> None:
+    """Let a twin save between the listing and the reading."""
+    names_in = checkpoint.names_in
+
+    def then_gone(listed: Place) -> list[str]:
+        found = names_in(listed)
+        monkeypatch.setattr(checkpoint, "names_in", names_in)
+        twin_saves(folder, step=9)
+        return found
+
+    monkeypatch.setattr(checkpoint, "names_in", then_gone)
+
+
+def test_what_a_twin_removed_meanwhile_is_listed_anew(tmp_path, checkpoints, log, monkeypatch):
+    saved(tmp_path, STATE, replace(STATE, step=8))
+    twin_in_between(monkeypatch, Place.of(tmp_path / "run" / "checkpoints"))
+    assert checkpoints.restore(OWNER).step == 9
+    assert events(log) == []
+
+
+def test_what_a_twin_removed_meanwhile_is_listed_anew_in_a_store(place, log, monkeypatch):
+    at(place, log).save(STATE)
+    twin_in_between(monkeypatch, place)
+    assert at(place, log).restore(OWNER).step == 9
+    assert "checkpoint_passed_by" not in log.getvalue()
+
+
+def test_what_a_listing_names_again_and_again_is_passed_by(tmp_path, checkpoints, log, monkeypatch):
+    saved(tmp_path, STATE)
+    names_in, gone = checkpoint.names_in, f"{8:010}-{'a' * 64}.safetensors"
+    monkeypatch.setattr(checkpoint, "names_in", lambda folder: [*names_in(folder), gone])
+    assert checkpoints.restore(OWNER).step == 7
+    [event] = events(log)
+    assert event["event"] == "checkpoint_passed_by"
+    assert "does not exist" in event["reason"]
+
+
+def all_go_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    names_in = checkpoint.names_in
+
+    def then_gone(folder: Place) -> list[str]:
+        found = names_in(folder)
+        for name in found:
+            storage.remove(folder / name)
+        return found
+
+    monkeypatch.setattr(checkpoint, "names_in", then_gone)
+
+
+def test_what_was_seen_and_is_gone_is_no_fresh_start(tmp_path, checkpoints, monkeypatch):
+    saved(tmp_path, STATE)
+    all_go_in_between(monkeypatch)
+    with pytest.raises(DataError, match="showed 1 checkpoints and none is intact"):
+        checkpoints.restore(OWNER)
+
+
+def test_what_was_seen_and_is_gone_from_a_store_is_no_fresh_start(place, log, monkeypatch):
+    at(place, log).save(STATE)
+    all_go_in_between(monkeypatch)
+    with pytest.raises(TemporaryError, match="none is intact"):
+        at(place, log).restore(OWNER)
+
+
+def test_none_intact_in_a_store_may_pass(place, log):
+    """A store has objects whole or not at all: it is the answer that is odd."""
+    storage.create(place / f"{7:010}-{'a' * 64}.safetensors", to_bytes(STATE))
+    with pytest.raises(TemporaryError, match="none is intact") as caught:
+        at(place, log).restore(OWNER)
+    assert "try again" in str(caught.value)
+    assert "is damaged" in log.getvalue()
+
+
+def test_a_whole_one_of_another_version_does_not_pass(place, log):
+    data = to_bytes(STATE).replace(b'\\"format\\": 1', b'\\"format\\": 2')
+    name = f"{7:010}-{hashlib.sha256(data).hexdigest()}.safetensors"
+    storage.create(place / name, data)
+    with pytest.raises(DataError, match="none is intact"):
+        at(place, log).restore(OWNER)
+    assert "another version" in log.getvalue()
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Be a user that permissions mean something to."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_may_not_be_read_is_not_damaged(log):
+    """An older one would be gone on from, and this one removed after that."""
+    with as_nobody(), tempfile.TemporaryDirectory() as folder:
+        for step in (7, 8):
+            at(Place.of(Path(folder)), log).save(replace(STATE, step=step))
+        newest = max(Path(folder).iterdir())
+        newest.chmod(0)
+        with pytest.raises(MissingInputError, match="cannot be read") as caught:
+            at(Place.of(Path(folder)), log).restore(OWNER)
+    assert str(newest) in str(caught.value)
+    assert "checkpoint_passed_by" not in log.getvalue()
 
 
 def test_every_damage_is_noticed(tmp_path, checkpoints, log):
@@ -228,6 +399,26 @@ def test_an_offer_does_not_wait_for_a_slow_store(tmp_path, checkpoints, monkeypa
     assert len(files(tmp_path)) == 2
 
 
+def test_what_is_saved_last_is_the_newest_however_slow_the_store(
+    tmp_path, checkpoints, monkeypatch
+):
+    create, going = storage.create, threading.Event()
+
+    def slow(place, data):
+        if threading.current_thread() is not threading.main_thread():
+            assert going.wait(30)
+        create(place, data)
+
+    monkeypatch.setattr(storage, "create", slow)
+    checkpoints.offer(lambda: STATE)
+    timer = threading.Timer(0.1, going.set)
+    timer.start()
+    checkpoints.save(replace(STATE, step=8))
+    timer.join()
+    checkpoints.prune(keep=1)
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000008"]
+
+
 def test_a_failed_offer_is_said_and_training_goes_on(checkpoints, log, monkeypatch):
     def fail(*_):
         raise OutputError("the disk is full")
@@ -264,6 +455,192 @@ def test_a_background_write_without_memory_is_said_and_training_goes_on(
     assert [path.name[:10] for path in files(tmp_path)] == ["0000000004"]
 
 
+def test_the_newest_and_one_to_step_back_to_are_kept(tmp_path, checkpoints):
+    offered(checkpoints, 1, 2, 3)
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000002", "0000000003"]
+
+
+# --- what ends a run -------------------------------------------------------------------------
+
+
+def offered(checkpoints: Checkpoints, *steps: int) -> None:
+    """Offer the states of these steps, and wait for each to be written or not."""
+    for step in steps:
+        checkpoints.offer(lambda step=step: replace(STATE, step=step))
+        assert checkpoints._pending is not None, f"step {step} was not due"
+        checkpoints._pending.exception()  # waits for it
+
+
+def nothing_more() -> State:
+    pytest.fail("nobody asks for a state any more")
+
+
+HOPELESS = (ClusterError, ConflictError, CredentialsError, MissingInputError, UsageError)
+
+
+@pytest.mark.parametrize("kind", HOPELESS)
+def test_what_cannot_pass_ends_the_run_at_the_next_offer(checkpoints, log, monkeypatch, kind):
+    offered(checkpoints, 1)
+
+    def fail(*_):
+        raise kind("no hope")
+
+    monkeypatch.setattr(storage, "create", fail)
+    offered(checkpoints, 2)
+    with pytest.raises(kind) as caught:
+        checkpoints.offer(nothing_more)
+    said = "no hope; nothing more can be saved: the last step saved is 1"
+    assert (str(caught.value), caught.value.exit_code) == (said, kind.exit_code)
+    assert events(log)[-1]["reason"] == "no hope"
+
+
+def test_credentials_that_expire_end_the_run(faulty, place, log):
+    checkpoints = at(place, log)
+    offered(checkpoints, 1)
+    faulty.spoil("expired", first=len(faulty.requests), count=1_000)
+    offered(checkpoints, 2)
+    with pytest.raises(CredentialsError, match="the last step saved is 1"):
+        checkpoints.offer(nothing_more)
+
+
+def test_three_failures_in_a_row_end_the_run(tmp_path, checkpoints, log):
+    saved(tmp_path, STATE)
+    checkpoints.restore(OWNER)
+    folder = tmp_path / "run" / "checkpoints"
+    folder.rename(tmp_path / "aside")
+    folder.write_bytes(b"in the way")
+    offered(checkpoints, 8, 9, 10)
+    with pytest.raises(OutputError) as caught:
+        checkpoints.offer(nothing_more)
+    assert str(caught.value).endswith(
+        "; 3 saves in a row failed, for 0 s: the last step saved is 7"
+    )
+    assert [event["event"] for event in events(log)] == 3 * ["checkpoint_failed"]
+
+
+def test_a_success_in_between_counts_from_nothing_again(tmp_path, checkpoints):
+    folder = tmp_path / "run" / "checkpoints"
+    for step in (1, 4):
+        folder.parent.mkdir(exist_ok=True)
+        folder.write_bytes(b"in the way")
+        offered(checkpoints, step, step + 1)
+        folder.unlink()
+        offered(checkpoints, step + 2)
+        folder.rename(tmp_path / f"aside-{step}")
+    folder.write_bytes(b"in the way")
+    offered(checkpoints, 7, 8, 9)
+    with pytest.raises(OutputError, match="the last step saved is 6"):
+        checkpoints.offer(nothing_more)
+
+
+def test_no_room_in_the_file_system_ends_the_run(tmp_path, checkpoints):
+    """A limit on the size of files fails as a full disk does, in the middle of a file."""
+    large = replace(STATE, arrays={"w": np.zeros(1_000_000)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        for _ in range(3):
+            checkpoints.offer(lambda: large)
+            checkpoints._pending.exception()
+        with pytest.raises(OutputError, match=r"file too large.*no step is saved"):
+            checkpoints.offer(nothing_more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert files(tmp_path) == []
+
+
+def test_no_memory_for_three_in_a_row_ends_the_run(checkpoints, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(storage, "create", fail)
+    offered(checkpoints, 1, 2, 3)
+    with pytest.raises(MemoryError, match=r"MemoryError\(\); 3 saves in a row failed"):
+        checkpoints.offer(nothing_more)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """A clock for checkpoints alone; tests move it."""
+    clock = SimpleNamespace(seconds=1_000.0)
+    watch = SimpleNamespace(monotonic=lambda: clock.seconds)
+    monkeypatch.setattr(checkpoint, "time", watch)
+    return clock
+
+
+@pytest.mark.parametrize(("lasting", "ends"), [(300.0, True), (299.0, False)])
+def test_failures_for_minutes_end_the_run_however_few(
+    clock, checkpoints, monkeypatch, lasting, ends
+):
+    def fail(*_):
+        clock.seconds += lasting
+        raise TemporaryError("no answer")
+
+    monkeypatch.setattr(storage, "create", fail)
+    offered(checkpoints, 1, 2)
+    if ends:
+        with pytest.raises(TemporaryError, match="2 saves in a row failed, for 600 s: no step"):
+            checkpoints.offer(nothing_more)
+    else:
+        offered(checkpoints, 3)
+
+
+def test_after_a_failure_the_next_save_is_soon(clock, tmp_path, log, monkeypatch):
+    """A long interval is for work, not for hope."""
+    rare = Checkpoints(Place.of(tmp_path), 3600, Progress("json", log))
+
+    def fail(*_):
+        raise OutputError("no room")
+
+    clock.seconds += 3600
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "create", fail)
+        offered(rare, 1)
+    clock.seconds += 29
+    rare.offer(lambda: pytest.fail("too soon"))
+    clock.seconds += 1
+    offered(rare, 2)
+    clock.seconds += 3599
+    rare.offer(lambda: pytest.fail("it was written, so there is time again"))
+    assert [event["event"] for event in events(log)] == ["checkpoint_failed", "checkpoint_saved"]
+
+
+def test_what_ended_a_save_does_not_matter_once_a_newer_one_is_saved(
+    tmp_path, checkpoints, monkeypatch
+):
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise CredentialsError("expired")
+
+        patch.setattr(storage, "create", fail)
+        offered(checkpoints, 1)
+    checkpoints.save(replace(STATE, step=2))
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000002"]
+
+
+def test_what_would_end_the_process_ends_the_run(checkpoints, log, monkeypatch):
+    """In a thread, SystemExit ends nothing and says nothing; raised later, it might say 0."""
+
+    def leave(*_):
+        raise SystemExit(0)
+
+    monkeypatch.setattr(storage, "create", leave)
+    offered(checkpoints, 1)
+    with pytest.raises(RuntimeError, match=r"SystemExit\(0\)"):
+        checkpoints.offer(nothing_more)
+    assert events(log)[-1]["reason"] == "SystemExit(0)"
+
+
+def test_closing_leaves_what_the_log_tells_to_it(checkpoints, log, monkeypatch):
+    """Whoever closes has an error of its own, or none."""
+    monkeypatch.setattr(storage, "create", lambda *_: 1 / 0)
+    checkpoints.offer(lambda: STATE)
+    checkpoints.close()
+    [event] = events(log)
+    assert "ZeroDivisionError" in event["reason"]
+
+
 def test_a_bug_in_the_background_is_raised_at_the_next_offer(checkpoints, log, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", lambda *_: 1 / 0)
@@ -296,6 +673,18 @@ def test_a_writer_that_cannot_even_say_so_is_heard(checkpoints, monkeypatch):
     checkpoints.offer(lambda: STATE)
     with pytest.raises(OutputError, match="liveness"):
         checkpoints.save(STATE)
+
+
+@pytest.mark.parametrize("end", ["offer", "close"])
+def test_a_writer_that_cannot_even_say_so_is_heard_at_the_end(checkpoints, monkeypatch, end):
+    def fail(*_, **__):
+        raise OutputError("--liveness-file cannot be touched any more")
+
+    monkeypatch.setattr(checkpoints._progress, "event", fail)
+    offered(checkpoints, 7)
+    with pytest.raises(OutputError, match="liveness"):
+        checkpoints.offer(nothing_more) if end == "offer" else checkpoints.close()
+    checkpoints.close()  # once is enough
 
 
 def test_a_checkpoint_of_before_still_opens():
@@ -333,3 +722,28 @@ def test_old_ones_are_removed(tmp_path, log):
     checkpoints.save(replace(STATE, step=5))
     checkpoints.prune(keep=1)
     assert [path.name[:10] for path in files(tmp_path)] == ["0000000005"]
+
+
+def test_an_old_one_that_cannot_be_removed_stays_and_is_said(tmp_path, checkpoints, log):
+    old = tmp_path / "run" / "checkpoints" / f"{6:010}-{'a' * 64}.safetensors"
+    (old / "a file").mkdir(parents=True)
+    saved(tmp_path, STATE)
+    checkpoints.tidy()
+    [event] = events(log)
+    assert (event["event"], event["uri"]) == ("checkpoint_kept", str(old))
+    assert "cannot remove" in event["reason"]
+
+
+def test_what_a_complete_run_left_is_tidied_away(tmp_path, checkpoints):
+    """Its process died between publishing and removing."""
+    saved(tmp_path, *(replace(STATE, step=step) for step in range(3)))
+    checkpoints.tidy()
+    assert [path.name[:10] for path in files(tmp_path)] == ["0000000002"]
+
+
+def test_what_cannot_be_tidied_away_is_only_said(tmp_path, log):
+    (tmp_path / "checkpoints").write_bytes(b"no folder")
+    at(Place.of(tmp_path / "checkpoints"), log).tidy()
+    [event] = events(log)
+    assert event["event"] == "checkpoint_kept"
+    assert "cannot list" in event["reason"]
