@@ -104,15 +104,16 @@ class Operation:
             while min(ends - time.monotonic(), self._left()) > -_LOOK_SECONDS:
                 if concurrent.futures.wait([work], _LOOK_SECONDS).done:
                     break
-            return work.result(0)
-        except (StoreError, MemoryError):
-            raise
-        except TimeoutError as error:
-            raise StoreError("passing", f"no answer in {seconds:.3g} s") from error
-        except Exception as error:
-            raise StoreError("passing", type(error).__name__) from error
+            failure = work.exception() if work.done() else TimeoutError()
+            if failure is None:
+                return work.result()
         finally:
             work.cancel()
+        if isinstance(failure, StoreError | MemoryError):
+            raise failure
+        late = isinstance(failure, TimeoutError)
+        reason = f"no answer in {seconds:.3g} s" if late else type(failure).__name__
+        raise StoreError("passing", reason) from failure
 
     def _left(self) -> float:
         """Return the seconds that are left for the operation."""

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import fsspec.asyn
 import pytest
 
+from job.errors import StoppedError
 from job.storage import retrying
 from job.storage.connection import Failure, StoreError
 from job.storage.retrying import ATTEMPTS, OPERATION_TIMEOUTS, Operation, Patience
@@ -155,13 +156,14 @@ def test_what_nobody_waits_for_is_given_up() -> None:
     assert time.monotonic() - began < 20
 
 
-def test_a_request_ends_with_the_waiting_for_it() -> None:
+@pytest.mark.parametrize("signalled", [KeyboardInterrupt(), StoppedError("stopped")])
+def test_a_request_ends_with_the_waiting_for_it(signalled: BaseException) -> None:
     """A signal raises in the thread that waits: nothing goes on behind its back."""
     ended = threading.Event()
 
     def stop(*_: Any) -> float:
         if began.is_set():
-            raise KeyboardInterrupt
+            raise signalled
         return math.inf
 
     began = threading.Event()
@@ -173,7 +175,7 @@ def test_a_request_ends_with_the_waiting_for_it() -> None:
         finally:
             ended.set()
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(type(signalled)):
         silently(60, stop).request(watched, "PUT")
     assert ended.wait(20)
 
