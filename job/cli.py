@@ -12,12 +12,19 @@ import typer
 
 from job import __version__, flags, storage
 from job.config import RunConfig, fresh_run_id, parse_data
-from job.errors import ClusterError, JobError, StoppedError, TemporaryError, UsageError
+from job.errors import (
+    ClusterError,
+    JobError,
+    OutputError,
+    StoppedError,
+    TemporaryError,
+    UsageError,
+)
 from job.process import memory, verdict
 from job.process import preemption as signals
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
-from job.process.progress import Progress, write_line
+from job.process.progress import Progress, drop_unwritten, hold_streams, reason, write_line
 from job.storage import Settings, parse
 from job.workers import watchdog
 from job.workers.cluster import Cluster
@@ -233,7 +240,23 @@ def _use_storage(timeout: float, anonymous: bool, cache: str | None, progress: P
 
 
 def _say(text: str) -> None:
-    write_line(sys.stdout, text)
+    """Print what the command was called for.
+
+    Raises:
+        OutputError: it can't be printed. That nobody reads on is no failure.
+    """
+    try:
+        write_line(sys.stdout, text)
+    except BrokenPipeError:
+        drop_unwritten()
+    except (OSError, ValueError) as error:
+        raise _unprinted(error) from error
+
+
+def _unprinted(error: Exception) -> OutputError:
+    return OutputError(
+        f"standard output cannot be written ({reason(error)}): check where it goes, and its room"
+    )
 
 
 @app.callback(invoke_without_command=True)
@@ -274,16 +297,24 @@ def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
     except typer.TyperException as error:
         return _failed(_what_is_wrong(error), UsageError.exit_code)
     except Exception as error:  # noqa: BLE001  anything else is a bug, and says so
-        if (refused := memory.refusal(error, "give the job more memory")) is not None:
-            return _failed(str(refused), refused.exit_code)
-        traceback.print_exc()
-        return _failed(str(JobError(f"{_BUG} ({error!r})")), EXIT_BUG)
+        return _unforeseen(error)
     if isinstance(ended, dict):
         return 0, ended
     # Typer ends an interrupted command with this code, and without a word.
     return (
         _failed("interrupted", ended) if ended == verdict.EXIT_INTERRUPTED else (ended or 0, None)
     )
+
+
+def _unforeseen(error: Exception) -> tuple[int, dict[str, Any]]:
+    refused: JobError | None = memory.refusal(error, "give the job more memory")
+    if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
+        refused = _unprinted(error)  # Typer's, which prints the help by itself
+    if refused is not None:
+        return _failed(str(refused), refused.exit_code)
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exc()
+    return _failed(str(JobError(f"{_BUG} ({error!r})")), EXIT_BUG)
 
 
 def _what_is_wrong(error: typer.TyperException) -> str:
@@ -313,11 +344,13 @@ def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
 
 def entry_point() -> None:
     """Run the command that the process was started with, and exit with its code."""
+    hold_streams()
     try:
         code = main()
         signals.ignore()  # what comes from now on comes too late
     except (StoppedError, KeyboardInterrupt):  # too late as well: the command has ended
         code = StoppedError.exit_code
+    drop_unwritten()
     if watchdog.is_supervised():
         # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.
         watchdog.leave(code)

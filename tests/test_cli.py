@@ -241,6 +241,46 @@ def test_reader_that_leaves_early_is_no_error(trained, small_mnist):
     assert (piped.returncode, piped.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [("> /dev/full", "no space left on device"), (">&-", "bad file descriptor")],
+)
+@pytest.mark.parametrize("words", ["predict --weights {} --data {}", "--version", "train --help"])
+def test_a_result_that_cannot_be_printed_is_a_failure(trained, small_mnist, words, where, reason):
+    """Unlike a training's log, it is all that the command was called for."""
+    words = words.format(trained, small_mnist)
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m job {words} {where}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 74
+    assert f"standard output cannot be written ({reason})" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+def test_an_error_that_cannot_be_told_changes_no_exit_code(where):
+    words = ["bash", "-c", f"{sys.executable} -m job train --epochs 0 {where}"]
+    assert subprocess.run(words, check=False).returncode == 64
+
+
+@pytest.mark.parametrize("where", ["<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(where, tmp_path):
+    """TensorFlow prints to these numbers: it would print into a checkpoint."""
+    program = (
+        "import os\n"
+        "from job.process.progress import hold_streams\n"
+        "hold_streams()\n"
+        f"os.symlink(str(os.open({os.devnull!r}, os.O_RDWR)), {str(tmp_path / 'number')!r})\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    subprocess.run(["bash", "-c", f"{sys.executable} {script} {where}"], check=True)
+    assert int((tmp_path / "number").readlink().name) > 2
+
+
 def test_training_off_a_terminal_logs_one_json_object_a_line(small_mnist, tmp_path):
     flags = ["--data", small_mnist, "--output", tmp_path, "--epochs", "2", "--run-id", "logged"]
     logged = subprocess.run(
