@@ -32,6 +32,9 @@ from job.workers.cluster import Cluster
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
 MAX_PREDICTIONS = 100_000
+# Of the 25 that a pod on a spot node has to end: these for saving, run.END_SECONDS for the record
+# of the end, and the rest for a chunk of training to finish and the process to go.
+HURRY_SECONDS = 15.0
 _BUG = "this is a bug in the job, not in what you did: please report it"
 
 app = typer.Typer(
@@ -104,7 +107,12 @@ def train(
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
     flags.warn_of_unknown_variables(os.environ, progress)
-    preemption = Preemption(time_limit, spent_seconds=watchdog.spent_seconds())
+    preemption = Preemption(
+        time_limit,
+        spent_seconds=watchdog.spent_seconds(),
+        when_asked=lambda: storage.hurry(HURRY_SECONDS),
+        when_interrupted=None if watchdog.is_supervised() else lambda: progress.event("stopping"),
+    )
     preemption.install()
     from job.results.publishing import RunFolder  # noqa: PLC0415
 
@@ -221,7 +229,7 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
     except KeyboardInterrupt:
         raise JobError(
             f"interrupted, the work is saved; go on with: {command}",
-            exit_code=verdict.EXIT_INTERRUPTED,
+            exit_code=signals.EXIT_INTERRUPTED,
         ) from None
 
 
@@ -302,7 +310,7 @@ def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
         return 0, ended
     # Typer ends an interrupted command with this code, and without a word.
     return (
-        _failed("interrupted", ended) if ended == verdict.EXIT_INTERRUPTED else (ended or 0, None)
+        _failed("interrupted", ended) if ended == signals.EXIT_INTERRUPTED else (ended or 0, None)
     )
 
 

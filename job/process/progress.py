@@ -225,6 +225,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
     "checkpoint_kept": lambda details: f"warning    an old checkpoint stays: {details['reason']}",
     "checkpoint_failed": lambda details: f"warning    no checkpoint: {details['reason']}",
+    "stopping": lambda _: (
+        "stopping   the work is being saved; a second Ctrl-C ends at once, and loses what is not"
+    ),
     "worker_done": lambda details: (
         f"worker {details['worker']} is done, and the chief has published"
     ),

@@ -191,6 +191,11 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         ),
     ),
     (
+        "stopping",
+        {},
+        "stopping   the work is being saved; a second Ctrl-C ends at once, and loses what is not",
+    ),
+    (
         "log_not_written",
         {"reason": "no space left on device"},
         "warning    the log can't be written, the run goes on: no space left on device",
