@@ -12,12 +12,19 @@ import typer
 
 from job import __version__, flags, storage
 from job.config import RunConfig, fresh_run_id, parse_data
-from job.errors import ClusterError, JobError, StoppedError, TemporaryError, UsageError
+from job.errors import (
+    ClusterError,
+    JobError,
+    OutputError,
+    StoppedError,
+    TemporaryError,
+    UsageError,
+)
 from job.process import memory, verdict
 from job.process import preemption as signals
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
-from job.process.progress import Progress, write_line
+from job.process.progress import Progress, drop_unwritten, hold_streams, reason, write_line
 from job.storage import Settings, parse
 from job.workers import watchdog
 from job.workers.cluster import Cluster
@@ -25,6 +32,9 @@ from job.workers.cluster import Cluster
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
 MAX_PREDICTIONS = 100_000
+# Of the 25 that a pod on a spot node has to end: these for saving, run.END_SECONDS for the record
+# of the end, and the rest for a chunk of training to finish and the process to go.
+HURRY_SECONDS = 15.0
 _BUG = "this is a bug in the job, not in what you did: please report it"
 
 app = typer.Typer(
@@ -96,7 +106,12 @@ def train(
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
     flags.warn_of_unknown_variables(os.environ, progress)
-    preemption = Preemption(time_limit, spent_seconds=watchdog.spent_seconds())
+    preemption = Preemption(
+        time_limit,
+        spent_seconds=watchdog.spent_seconds(),
+        when_asked=lambda: storage.hurry(HURRY_SECONDS),
+        when_interrupted=None if watchdog.is_supervised() else lambda: progress.event("stopping"),
+    )
     preemption.install()
     from job.results.publishing import RunFolder  # noqa: PLC0415
 
@@ -211,7 +226,7 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
     except KeyboardInterrupt:
         raise JobError(
             f"interrupted, the work is saved; go on with: {command}",
-            exit_code=verdict.EXIT_INTERRUPTED,
+            exit_code=signals.EXIT_INTERRUPTED,
         ) from None
 
 
@@ -228,7 +243,23 @@ def _use_storage(timeout: float, anonymous: bool, progress: Progress) -> None:
 
 
 def _say(text: str) -> None:
-    write_line(sys.stdout, text)
+    """Print what the command was called for.
+
+    Raises:
+        OutputError: it can't be printed. That nobody reads on is no failure.
+    """
+    try:
+        write_line(sys.stdout, text)
+    except BrokenPipeError:
+        drop_unwritten()
+    except (OSError, ValueError) as error:
+        raise _unprinted(error) from error
+
+
+def _unprinted(error: Exception) -> OutputError:
+    return OutputError(
+        f"standard output cannot be written ({reason(error)}): check where it goes, and its room"
+    )
 
 
 @app.callback(invoke_without_command=True)
@@ -269,16 +300,24 @@ def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
     except typer.TyperException as error:
         return _failed(_what_is_wrong(error), UsageError.exit_code)
     except Exception as error:  # noqa: BLE001  anything else is a bug, and says so
-        if (refused := memory.refusal(error, "give the job more memory")) is not None:
-            return _failed(str(refused), refused.exit_code)
-        traceback.print_exc()
-        return _failed(str(JobError(f"{_BUG} ({error!r})")), EXIT_BUG)
+        return _unforeseen(error)
     if isinstance(ended, dict):
         return 0, ended
     # Typer ends an interrupted command with this code, and without a word.
     return (
-        _failed("interrupted", ended) if ended == verdict.EXIT_INTERRUPTED else (ended or 0, None)
+        _failed("interrupted", ended) if ended == signals.EXIT_INTERRUPTED else (ended or 0, None)
     )
+
+
+def _unforeseen(error: Exception) -> tuple[int, dict[str, Any]]:
+    refused: JobError | None = memory.refusal(error, "give the job more memory")
+    if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
+        refused = _unprinted(error)  # Typer's, which prints the help by itself
+    if refused is not None:
+        return _failed(str(refused), refused.exit_code)
+    with contextlib.suppress(OSError, ValueError):
+        traceback.print_exc()
+    return _failed(str(JobError(f"{_BUG} ({error!r})")), EXIT_BUG)
 
 
 def _what_is_wrong(error: typer.TyperException) -> str:
@@ -308,11 +347,13 @@ def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
 
 def entry_point() -> None:
     """Run the command that the process was started with, and exit with its code."""
+    hold_streams()
     try:
         code = main()
         signals.ignore()  # what comes from now on comes too late
     except (StoppedError, KeyboardInterrupt):  # too late as well: the command has ended
         code = StoppedError.exit_code
+    drop_unwritten()
     if watchdog.is_supervised():
         # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.
         watchdog.leave(code)

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 
 from job import __version__, cli, run, storage
 from job.errors import StoppedError, TemporaryError
-from job.process import runtime, verdict
+from job.process import preemption, runtime
 from job.results import inference
 
 TRAIN_FLAGS = [
@@ -239,6 +239,46 @@ def test_reader_that_leaves_early_is_no_error(trained, small_mnist):
     assert (piped.returncode, piped.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [("> /dev/full", "no space left on device"), (">&-", "bad file descriptor")],
+)
+@pytest.mark.parametrize("words", ["predict --weights {} --data {}", "--version", "train --help"])
+def test_a_result_that_cannot_be_printed_is_a_failure(trained, small_mnist, words, where, reason):
+    """Unlike a training's log, it is all that the command was called for."""
+    words = words.format(trained, small_mnist)
+    ended = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m job {words} {where}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 74
+    assert f"standard output cannot be written ({reason})" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"])
+def test_an_error_that_cannot_be_told_changes_no_exit_code(where):
+    words = ["bash", "-c", f"{sys.executable} -m job train --epochs 0 {where}"]
+    assert subprocess.run(words, check=False).returncode == 64
+
+
+@pytest.mark.parametrize("where", ["<&- >&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_the_number_of_a_closed_stream(where, tmp_path):
+    """TensorFlow prints to these numbers: it would print into a checkpoint."""
+    program = (
+        "import os\n"
+        "from job.process.progress import hold_streams\n"
+        "hold_streams()\n"
+        f"os.symlink(str(os.open({os.devnull!r}, os.O_RDWR)), {str(tmp_path / 'number')!r})\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(program)
+    subprocess.run(["bash", "-c", f"{sys.executable} {script} {where}"], check=True)
+    assert int((tmp_path / "number").readlink().name) > 2
+
+
 def test_training_off_a_terminal_logs_one_json_object_a_line(small_mnist, tmp_path):
     flags = ["--data", small_mnist, "--output", tmp_path, "--epochs", "2", "--run-id", "logged"]
     logged = subprocess.run(
@@ -339,7 +379,7 @@ def test_workers_that_are_not_there(command, small_mnist, tmp_path, monkeypatch,
 
 def test_codes_of_the_command_line_are_named_once():
     assert cli.EXIT_BUG == 70
-    assert verdict.EXIT_INTERRUPTED == 130
+    assert preemption.EXIT_INTERRUPTED == 130
 
 
 def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small_mnist, tmp_path):
@@ -449,6 +489,67 @@ def test_the_failure_has_the_form_of_the_log(command):
     assert (failed["level"], failed["event"], failed["code"]) == ("error", "failed", 64)
     text = command("train", "--epochs", 0, "--log", "text").err
     assert text == f"mnist-job: error: {failed['error']} (exit 64)\n"
+
+
+def test_a_signal_hurries_storage_in_time_for_the_shortest_grace(command, monkeypatch):
+    seconds = []
+    monkeypatch.setattr(storage, "hurry", seconds.append)
+    monkeypatch.setattr(run, "train_run", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert command("train").code == 143
+    assert seconds == [cli.HURRY_SECONDS]
+    [grace] = {
+        int(found)
+        for path in (REPOSITORY / "k8s" / "components" / "spot").glob("*job.yaml")
+        for found in re.findall(r"terminationGracePeriodSeconds: (\d+)", path.read_text())
+    }
+    assert grace - 5 >= cli.HURRY_SECONDS + run.END_SECONDS
+
+
+@pytest.mark.parametrize("supervised", [False, True])
+def test_a_worker_leaves_the_second_ctrl_c_to_its_watcher(command, monkeypatch, supervised):
+    """Which repeats the first to it."""
+    seen = {}
+
+    class Seen(preemption.Preemption):
+        def __init__(self, *values, **named):
+            seen.update(named)
+            super().__init__(*values, **named)
+
+    monkeypatch.setattr(cli, "Preemption", Seen)
+    monkeypatch.setattr(cli.watchdog, "is_supervised", lambda: supervised)
+    monkeypatch.setattr(run, "train_run", lambda *_: METRICS)
+    assert command("train").code == 0
+    assert (seen["when_interrupted"] is None) is supervised
+
+
+SLOW_SAVE = """
+import time
+from job.training import checkpoint
+save = checkpoint.Checkpoints.save
+def slow_save(*arguments):
+    time.sleep(60)
+    save(*arguments)
+checkpoint.Checkpoints.save = slow_save
+"""
+
+
+def test_a_second_ctrl_c_leaves_a_training_that_saves_for_too_long(small_mnist, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_SAVE)
+    words = ["--data", small_mnist, "--output", tmp_path, "--run-id", "r", "--epochs", "10000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "job", "train", *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as training:
+        events = (json.loads(line)["event"] for line in training.stdout)
+        assert "epoch" in events
+        training.send_signal(signal.SIGINT)
+        assert "stopping" in events
+        training.send_signal(signal.SIGINT)
+        assert training.wait(timeout=10) == 130
+        assert training.stderr.read() == ""
 
 
 LATE = """

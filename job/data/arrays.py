@@ -2,7 +2,8 @@
 
 A file may lie about its size. So a `StoredArray` is made from headers alone, the caller decides by
 shape and dtype whether it wants the numbers, and `values` then inflates no more than was claimed.
-Memory follows the bytes that really come, never the claim. Nothing here unpickles.
+Memory follows the bytes that really come, never the claim: what is stored plainly is looked at in
+place, what is packed fills one buffer. Nothing here unpickles.
 
 Formats: NPY and NPZ as numpy.lib.format describes them; IDX as in "The MNIST database of
 handwritten digits", http://yann.lecun.com/exdb/mnist/, plain or gzipped.
@@ -31,11 +32,14 @@ from job.errors import DataError
 ZIP_MAGIC = b"PK"
 GZIP_MAGIC = b"\x1f\x8b"
 
+ALIGNMENT_BYTES = 64  # where TensorFlow's own memory begins; it works in no other
+
 _MAX_HEADER_BYTES = 2048  # a plain array's has 128; more is not given to the literal parser
 _MAX_ENTRIES = 1000  # zipfile builds an object of some 600 bytes for each 46 bytes of directory
 _CHUNK_BYTES = 256 * 1024
 
 _ENCRYPTED = 0x1  # bit 0 of a zip entry's flags, APPNOTE.TXT 4.4.4
+_LOCAL_HEADER_BYTES = 30  # APPNOTE.TXT 4.3.7: the last four are the sizes of name and extra field
 _IDX_DTYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _IDX_MAX_DIMENSIONS = 4
 _IDX_START_BYTES = 64  # more than the longest header, 4 + 4 x 4: enough to name a lookalike too
@@ -69,7 +73,8 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     order: Literal["C", "F"]
-    read_bytes: Callable[[], bytearray | memoryview]
+    read_bytes: Callable[[int], memoryview]
+    """Given `size_bytes`; so it needn't know its array, a cycle that would keep the whole file."""
     mapped: bool = False
     """Its numbers stay in the file, and take memory only while they are looked at."""
 
@@ -85,11 +90,13 @@ class StoredArray:
     def values(self) -> NDArray[Any]:
         """Return the numbers, in `shape`, `dtype` and `order` as stored.
 
+        They are read-only where they lie in the file, and aligned for TensorFlow where they don't.
+
         Raises:
             DataError: they are truncated, damaged or more than claimed.
         """
         with _refusing_bad_bytes(str(self)):
-            data = self.read_bytes()
+            data = self.read_bytes(self.size_bytes)
         if len(data) != self.size_bytes:
             few_or_many = "fewer" if len(data) < self.size_bytes else "more"
             raise DataError(
@@ -123,7 +130,7 @@ def from_npz(uri: str, data: bytes, names: Sequence[str]) -> list[StoredArray]:
                 f"numpy.savez_compressed and the keys {', '.join(names)}"
             )
     entries = dict(zip(found, archive.infolist(), strict=True))
-    return [_from_entry(uri, name, archive, entries[name]) for name in names]
+    return [_from_entry(uri, name, data, archive, entries[name]) for name in names]
 
 
 def from_idx(uri: str, name: str, data: bytes | mmap.mmap) -> StoredArray:
@@ -150,20 +157,20 @@ def from_idx(uri: str, name: str, data: bytes | mmap.mmap) -> StoredArray:
         )
     shape = struct.unpack(f">{start[3]}I", start[4:offset])
 
-    def read_bytes() -> bytearray | memoryview:
+    def read_bytes(size_bytes: int) -> memoryview:
         if not packed:
             return memoryview(data)[offset:]
         stream = _unpacked(data)
         stream.read(offset)
         # One byte more than claimed tells of surplus, and takes gzip to its checksum.
-        return _read_at_most(stream, array.size_bytes + 1)
+        return _read_at_most(stream, size_bytes + 1)
 
     mapped = not isinstance(data, bytes)
-    return (array := StoredArray(name, uri, shape, np.dtype(dtype), "C", read_bytes, mapped))
+    return StoredArray(name, uri, shape, np.dtype(dtype), "C", read_bytes, mapped)
 
 
 def _from_entry(
-    uri: str, name: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
+    uri: str, name: str, data: bytes, archive: zipfile.ZipFile, entry: zipfile.ZipInfo
 ) -> StoredArray:
     where = f"{name} in {uri}"
     if entry.flag_bits & _ENCRYPTED:
@@ -186,11 +193,13 @@ def _from_entry(
     if min(shape, default=0) < 0:
         raise DataError(f"{where} claims the shape {_short(shape)}: it is damaged, save it again")
 
-    def read_bytes() -> bytearray:
+    def read_bytes(size_bytes: int) -> memoryview:
+        if entry.compress_type == zipfile.ZIP_STORED:
+            return _in_place(data, entry)[offset:]
         with archive.open(entry) as file:
             file.read(offset)
             # Together with the header this is all that the entry declares, so its CRC is checked.
-            return _read_at_most(file, array.size_bytes)
+            return _read_at_most(file, size_bytes)
 
     array = StoredArray(name, uri, shape, dtype, "F" if is_fortran else "C", read_bytes)
     if offset + array.size_bytes != entry.file_size:
@@ -216,11 +225,27 @@ def _unpacked(data: bytes | mmap.mmap) -> gzip.GzipFile:
     return gzip.GzipFile(fileobj=io.BytesIO(data))
 
 
-def _read_at_most(file: IO[bytes] | io.BufferedIOBase, limit_bytes: int) -> bytearray:
+def _in_place(data: bytes, entry: zipfile.ZipInfo) -> memoryview:
+    """Return the content of a stored entry, whose local header zipfile has checked."""
+    header = entry.header_offset
+    name_bytes, extra_bytes = struct.unpack_from("<HH", data, header + _LOCAL_HEADER_BYTES - 4)
+    start = header + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+    content = memoryview(data)[start : start + min(entry.file_size, entry.compress_size)]
+    if zlib.crc32(content) != entry.CRC:
+        raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
+    return content
+
+
+def _read_at_most(file: IO[bytes] | io.BufferedIOBase, limit_bytes: int) -> memoryview:
     data = bytearray()  # in chunks, since gzip's read allocates all it is asked for at once
     while chunk := file.read(min(_CHUNK_BYTES, limit_bytes - len(data))):
         data += chunk
-    return data
+    size = len(data)
+    data += bytes(ALIGNMENT_BYTES)
+    start = -np.frombuffer(data, np.uint8).ctypes.data % ALIGNMENT_BYTES
+    room = memoryview(data)
+    room[start : start + size] = room[:size]  # moved, not copied: a second buffer is what it spares
+    return room[start : start + size]
 
 
 @contextmanager

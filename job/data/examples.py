@@ -8,13 +8,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from job.data.arrays import StoredArray
+from job.data.arrays import ALIGNMENT_BYTES, StoredArray
 from job.errors import DataError
 
 MAX_SIDE_PIXELS = 1024
 MAX_CHANNELS = 4
 MAX_CLASSES = 1000
-ALIGNMENT_BYTES = 64  # where TensorFlow's own memory begins; it works in no other
 
 Images: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int32]
@@ -86,9 +85,8 @@ def pixels(array: StoredArray) -> Images:
         DataError: one is no whole number from 0 to 255, or the array is damaged.
     """
     values = array.values()
-    result: Images = _converted(values, np.dtype(np.uint8))
-    if not array.mapped:  # that would read it into memory
-        result = _aligned(result)
+    # What is mapped stays where it is, for it would be read into memory.
+    result: Images = values if array.mapped and values.dtype == np.uint8 else _aligned(values)
     if values.dtype != np.uint8:
         bad = result != values
         if bad.any():
@@ -111,7 +109,8 @@ def labels(array: StoredArray) -> Labels:
         DataError: one is no whole number from 0 to 999, or the array is damaged.
     """
     values = array.values().reshape(-1)
-    result = _converted(values, np.dtype(np.int32))
+    with np.errstate(invalid="ignore", over="ignore"):  # what doesn't fit is found below
+        result = values.astype(np.int32)
     bad = (result != values) | (result < 0) | (result >= MAX_CLASSES)
     if bad.any():
         index, value = first(values, bad)
@@ -123,19 +122,21 @@ def labels(array: StoredArray) -> Labels:
     return result
 
 
-def _aligned(values: NDArray[np.uint8]) -> Images:
-    """Return a copy of `values` in C order that begins at a multiple of `ALIGNMENT_BYTES`."""
+def _aligned(values: NDArray[Any]) -> Images:
+    """Return `values` as uint8 in C order in memory of their own, from an `ALIGNMENT_BYTES` on.
+
+    They are copied unless they lie so already. What doesn't fit comes out as some other number, so
+    the caller compares.
+    """
+    own = values.flags.writeable and values.flags.c_contiguous
+    if own and values.dtype == np.uint8 and values.ctypes.data % ALIGNMENT_BYTES == 0:
+        return values
     room = np.empty(values.size + ALIGNMENT_BYTES, np.uint8)
     start = -room.ctypes.data % ALIGNMENT_BYTES
     result: Images = room[start : start + values.size].reshape(values.shape)
-    result[...] = values
-    return result
-
-
-def _converted(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    # What does not fit comes out as some other number, so the caller compares.
     with np.errstate(invalid="ignore", over="ignore"):
-        return values.astype(dtype, copy=False)
+        result[...] = values
+    return result
 
 
 def first(values: NDArray[Any], bad: NDArray[np.bool_]) -> tuple[str, Any]:

@@ -32,8 +32,8 @@ class Liveness:
         """Say that the run moves.
 
         Raises:
-            OutputError: the file can't be touched any more: whoever watches would end a run that
-                is well, and nobody would know why.
+            OutputError: the file can't be touched any more: whoever watches may end a run that is
+                well, so people must be told.
         """
         try:
             self._touch()

@@ -1,5 +1,6 @@
 """What a run says while it works: a few lines for a person, or one JSON object a line."""
 
+import contextlib
 import json
 import os
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
+from job.errors import OutputError
 from job.process.liveness import Liveness
 
 LogFormat = Literal["auto", "text", "json"]
@@ -17,7 +19,8 @@ class Progress:
 
     An event has a name and fields; for a person the fields are put into a sentence, for a log
     collector they are a JSON object with time and level. Whoever reports is alive: each event is
-    a beat as well, and between them there is `beat`.
+    a beat as well, and between them there is `beat`. What can't be reported stops no run: that is
+    said once, on standard error.
     """
 
     def __init__(
@@ -27,32 +30,81 @@ class Progress:
         liveness: Liveness | None = None,
     ) -> None:
         """Write to `stream` (standard output); `auto` means text on a terminal, else JSON."""
-        self.beat = (liveness or Liveness()).beat
+        self._liveness = liveness or Liveness()
         self._stream = stream or sys.stdout
         self._text = log_format == "text" or (log_format == "auto" and self._stream.isatty())
+        self._troubles: set[str] = set()
+
+    def beat(self) -> None:
+        """Show that the run moves."""
+        try:
+            self._liveness.beat()
+        except OutputError as error:
+            self._trouble("liveness_not_shown", reason=str(error))
 
     def event(self, name: str, **details: Any) -> None:
         """Report the event `name`; `details` must be JSON-serialisable."""
         self.beat()
+        line = self._line(name, details)
+        try:
+            if line:
+                write_line(self._stream, line)
+        except (OSError, ValueError) as error:
+            if not isinstance(error, BrokenPipeError):  # nobody reads any more, as somebody wished
+                self._trouble("log_not_written", reason=reason(error))
+
+    def _line(self, name: str, details: Mapping[str, Any]) -> str:
         if self._text:
-            sentence = _SENTENCES[name](details)
-            if sentence:
-                write_line(self._stream, sentence)
-        else:
-            now = datetime.now(UTC).isoformat(timespec="milliseconds")
-            level = "warning" if name in _WARNINGS else "error" if name == "failed" else "info"
-            fields = {"time": now, "level": level, "event": name, **details}
-            write_line(self._stream, json.dumps(fields, allow_nan=False))
+            return _SENTENCES[name](details)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        level = "warning" if name in _WARNINGS else "error" if name == "failed" else "info"
+        fields = {"time": now, "level": level, "event": name, **details}
+        return json.dumps(fields, allow_nan=False)
+
+    def _trouble(self, name: str, **details: Any) -> None:
+        if name not in self._troubles:
+            self._troubles.add(name)
+            with contextlib.suppress(OSError, ValueError):
+                write_line(sys.stderr, self._line(name, details))
 
 
 def write_line(stream: TextIO, line: str) -> None:
-    """Write `line` to `stream`, whatever the stream can show and whether or not anyone reads it."""
+    """Write `line` to `stream`, whatever the stream can show.
+
+    Raises:
+        OSError, ValueError: it can't be written; what is left of it goes before the next line.
+    """
     encoding = stream.encoding or "utf-8"  # which may lack signs that a path has
     line = line.encode(encoding, "backslashreplace").decode(encoding)
-    try:
-        print(line, file=stream, flush=True)
-    except BrokenPipeError:  # nobody reads any more, which is no reason to stop a run
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    print(line, file=stream, flush=True)
+
+
+def reason(error: Exception) -> str:
+    """Return why a line could not be written, in a few words."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
+
+
+def hold_streams() -> None:
+    """Keep the numbers of closed standard streams, or a file of ours would get them.
+
+    Then others, such as TensorFlow, would write into it. Writing to them fails as before.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY)  # the lowest number that is free is this one
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def drop_unwritten() -> None:
+    """Forget what standard streams could not write: Python's end would try again, and exit 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _loaded(details: Mapping[str, Any]) -> str:
@@ -158,6 +210,7 @@ _WARNINGS = (
     *("storage_retry", "other_data", "data_not_compared"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
+    *("log_not_written", "liveness_not_shown"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -181,6 +234,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
     "checkpoint_kept": lambda details: f"warning    an old checkpoint stays: {details['reason']}",
     "checkpoint_failed": lambda details: f"warning    no checkpoint: {details['reason']}",
+    "stopping": lambda _: (
+        "stopping   the work is being saved; a second Ctrl-C ends at once, and loses what is not"
+    ),
     "worker_done": lambda details: (
         f"worker {details['worker']} is done, and the chief has published"
     ),
@@ -202,6 +258,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "end_not_recorded": lambda details: (
         f"warning    how this attempt ended is not written beside the run: {details['reason']}"
     ),
+    "log_not_written": lambda details: (
+        f"warning    the log can't be written, the run goes on: {details['reason']}"
+    ),
+    "liveness_not_shown": lambda details: f"warning    {details['reason']}; the run goes on",
     "other_data": lambda details: (
         f"warning    {details['weights']} were trained on other data than {details['data']} holds"
     ),

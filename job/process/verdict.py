@@ -18,11 +18,11 @@ from typing import Any
 
 from job.errors import JobError, StoppedError, TemporaryError, UsageError
 from job.process import runtime
+from job.process.preemption import EXIT_INTERRUPTED
 
 OPTION = "--termination-log"
 KUBERNETES_LOG = "/dev/termination-log"  # where a container's log lies unless its pod says other
 MAX_BYTES = 4096  # Kubernetes keeps no more
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _STOPPED = (StoppedError.exit_code, EXIT_INTERRUPTED)
 
 

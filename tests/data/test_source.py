@@ -1,5 +1,6 @@
 """Good data sets come out the same from every format; bad ones are refused in one clear line."""
 
+import gc
 import gzip
 import hashlib
 import io
@@ -8,6 +9,7 @@ import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from job import storage
 from job.config import EMBEDDED
 from job.data import arrays as arrays_module
-from job.data import source
+from job.data import examples, source
 from job.errors import DataError, JobError, MissingInputError
 from job.storage import parse
 
@@ -98,7 +100,7 @@ def patched(archive: bytes, name: str, offset: int, layout: str, value: int) -> 
 
 
 VERSION, FLAGS, METHOD, CRC, SIZE = (6, "<H"), (8, "<H"), (10, "<H"), (16, "<I"), (24, "<I")
-EXTRA_SIZE, OFFSET = (30, "<H"), (42, "<I")
+PACKED_SIZE, EXTRA_SIZE, OFFSET = (20, "<I"), (30, "<H"), (42, "<I")
 
 
 def refused(kind: type[JobError], act: Callable[[], object], *parts: str) -> JobError:
@@ -781,6 +783,74 @@ def test_too_little_memory_is_said_so(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(arrays_module, "_read_at_most", exhausted)
     refused(DataError, lambda: load_npz(tmp_path, GOOD), "x_train", "MemoryError", "more memory")
+
+
+# --- data sets that fill much of it --------------------------------------------------------------
+
+
+def noise(count: int) -> Arrays:
+    """Return a data set that no compression makes smaller, of 1 MiB for each 4 of `count`."""
+    pixels = np.random.default_rng(5).integers(0, 256, (count, 512, 512), np.uint8)
+    labels = np.arange(count, dtype=np.uint8) % 3
+    test = {"x_test": pixels[:3], "y_test": labels[:3]}
+    return {"x_train": pixels[3:], "y_train": labels[3:], **test}
+
+
+METHODS = {"deflated": zipfile.ZIP_DEFLATED, "stored": zipfile.ZIP_STORED}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loading_takes_twice_the_data_at_most_and_leaves_nothing_else(
+    tmp_path: Path, method: str
+) -> None:
+    arrays = noise(64)
+    uri = write(tmp_path, {"set.npz": npz(arrays, METHODS[method])}) + "/set.npz"
+    size_bytes = sum(array.nbytes for array in arrays.values())
+    gc.collect()
+    gc.disable()  # it never looks at what was read beside the import of TensorFlow
+    tracemalloc.start()
+    try:
+        found = source.load(parse(uri))
+        left_bytes, most_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    # The file and the arrays, and the eighth that a buffer sets aside for growing.
+    assert most_bytes < 2.2 * size_bytes
+    assert left_bytes < 1.2 * size_bytes
+    assert_same(found, arrays)
+
+
+def test_stored_numbers_are_looked_at_where_they_lie() -> None:
+    [array] = arrays_module.from_npz("uri", STORED, ["x_train"])
+    assert np.shares_memory(array.values(), np.frombuffer(STORED, np.uint8))
+
+
+def test_stored_numbers_are_checked_beyond_what_is_read_with_the_header() -> None:
+    images = small_set((64, 64))["x_train"]
+    good = npz({"x_train": images}, zipfile.ZIP_STORED)
+    flipped = bytearray(good)
+    flipped[good.index(images.tobytes()) + images.size - 1] ^= 1
+    cut = patched(good, "x_train.npy", *PACKED_SIZE, 128 + images.size - 1)
+    for bad in (bytes(flipped), cut):
+        [array] = arrays_module.from_npz("uri", bad, ["x_train"])
+        refused(DataError, array.values, "x_train in uri", "CRC", "damaged")
+
+
+@pytest.mark.parametrize("name", source.ARRAY_NAMES)
+@pytest.mark.parametrize("pack", [False, True], ids=["npz", "gz"])
+def test_inflated_numbers_lie_where_tensorflow_takes_them(name: str, pack: bool) -> None:
+    wanted = small_set((33, 31))[name]
+    if pack:
+        array = arrays_module.from_idx("uri", name, packed(idx(wanted)))
+    else:
+        [array] = arrays_module.from_npz("uri", npz({name: wanted}), [name])
+    values = array.values()
+    assert values.ctypes.data % arrays_module.ALIGNMENT_BYTES == 0
+    assert np.array_equal(values, wanted)
+    if name.startswith("x"):  # and are taken from there
+        again = replace(array, read_bytes=lambda _: memoryview(values).cast("B"))
+        assert np.shares_memory(examples.pixels(again), values)
 
 
 # --- bytes mutated at random --------------------------------------------------------------------

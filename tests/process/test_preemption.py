@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -95,3 +98,95 @@ def test_time_limit_is_a_reason_to_come_back(monkeypatch):
     now[0] = 110.5
     assert isinstance(preemption.reason(), TemporaryError)
     assert "--time-limit 10" in str(preemption.reason())
+
+
+def test_who_waits_for_a_signal_is_called_at_the_first(preemption):
+    asked = []
+    preemption = Preemption(when_asked=lambda: asked.append(preemption.reason()))
+    preemption.install()
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        try:
+            os.kill(os.getpid(), number)
+        except StoppedError:
+            assert len(asked) == 1  # so before anything is saved
+    [reason] = asked
+    assert isinstance(reason, StoppedError)
+
+
+# --- the second Ctrl-C --------------------------------------------------------------------------
+
+BUSY = """
+import hashlib, sys, time
+from job.process.preemption import Preemption
+
+preemption = Preemption(when_interrupted=lambda: print("stopping", flush=True))
+preemption.install()
+with preemption.deferred():
+    print("ready", flush=True)
+    {work}
+    print("saved", flush=True)
+"""
+# In C for minutes, as TensorFlow may be: no handler of Python's runs before it returns.
+IN_C = 'hashlib.pbkdf2_hmac("sha512", b"", b"", 2**31 - 1)'
+
+
+@pytest.fixture
+def busy():
+    """Return a function that starts a process at its work, a signal away from saving it."""
+    started = []
+
+    def start(work: str) -> subprocess.Popen:
+        program = [sys.executable, "-c", BUSY.format(work=work)]
+        process = subprocess.Popen(
+            program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("work", ["time.sleep(60)", IN_C])
+def test_a_second_ctrl_c_ends_the_process_at_once(busy, work):
+    process = busy(work)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "stopping\n"  # a person knows
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    assert process.communicate() == ("", "")
+
+
+def test_a_first_ctrl_c_that_comes_twice_is_one(busy):
+    """A terminal sends it to all that it started, and who started us may send it again."""
+    process = busy("time.sleep(3)")
+    for _ in range(3):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    output, errors = process.communicate(timeout=20)
+    assert output == "stopping\nsaved\n"
+    assert "KeyboardInterrupt" in errors
+
+
+def test_sigterm_is_no_ctrl_c(busy):
+    process = busy("time.sleep(3)")
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.7)
+    output, errors = process.communicate(timeout=20)
+    assert output == "saved\n"
+    assert "StoppedError" in errors
+
+
+def test_a_process_that_another_watches_over_leaves_the_second_to_it(preemption):
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(3):  # as its watcher repeats the first
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert isinstance(preemption.reason(), KeyboardInterrupt)

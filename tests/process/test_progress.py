@@ -1,10 +1,13 @@
 """What a run says: sentences for a person, one JSON object a line for everyone else."""
 
 import ast
+import contextlib
 import io
 import json
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -199,6 +202,21 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         ),
     ),
     (
+        "stopping",
+        {},
+        "stopping   the work is being saved; a second Ctrl-C ends at once, and loses what is not",
+    ),
+    (
+        "log_not_written",
+        {"reason": "no space left on device"},
+        "warning    the log can't be written, the run goes on: no space left on device",
+    ),
+    (
+        "liveness_not_shown",
+        {"reason": "--liveness-file x cannot be touched any more"},
+        "warning    --liveness-file x cannot be touched any more; the run goes on",
+    ),
+    (
         "verdict_not_written",
         {"reason": "no room"},
         "mnist-job: warning: no room",
@@ -385,7 +403,8 @@ def events_in_the_code() -> Iterator[str]:
             if (
                 isinstance(node, ast.Call)
                 and isinstance(node.func, ast.Attribute)
-                and node.func.attr in {"event", "notify", "_notify"}  # storage is handed the first
+                and node.func.attr
+                in {"event", "notify", "_notify", "_trouble"}  # storage is handed the first
             ):
                 assert isinstance(node.args[0], ast.Constant), f"{path.name}:{node.lineno}"
                 yield node.args[0].value
@@ -394,3 +413,70 @@ def events_in_the_code() -> Iterator[str]:
 def test_every_event_of_the_job_has_a_sentence_and_a_test() -> None:
     assert set(events_in_the_code()) == set(_SENTENCES)
     assert set(_SENTENCES) == {name for name, *_ in [*EVENTS, *NO_NEWS]}
+
+
+# --- lines that can't be written ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("> /dev/full", "no space left on device"),
+        (">&- 2> /dev/full", None),
+        ("| head -1", None),
+    ],
+)
+def test_a_log_that_cannot_be_written_ends_no_run(
+    small_mnist: str, tmp_path: Path, where: str, said: str | None
+) -> None:
+    words = f"--data {small_mnist} --output {tmp_path} --run-id r --epochs 1"
+    ended = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m job train {words} {where}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads((tmp_path / "r" / "metrics.json").read_text())["test"]["examples"] == 505
+    if said is None:
+        assert ended.stderr == ""
+    else:  # once, however many lines there are
+        warning = json.loads(ended.stderr)
+        assert (warning["event"], warning["reason"]) == ("log_not_written", said)
+
+
+def test_lines_for_which_a_pipe_has_no_room_just_now_come_later(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with os.fdopen(reader, "rb") as read, os.fdopen(writer, "w") as stream:
+        progress = Progress("json", stream)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"-" * 4096)
+        progress.event("attempt_started", run="r", attempt=1)
+        progress.event("attempt_started", run="r", attempt=2)
+        assert capsys.readouterr().err.count("log_not_written") == 1
+        os.read(reader, 1 << 20)
+        progress.event("attempt_started", run="r", attempt=3)
+        stream.close()
+        lines = [json.loads(line) for line in read.read().splitlines()]
+    assert [line["attempt"] for line in lines] == [1, 2, 3]
+
+
+def test_a_liveness_file_that_cannot_be_touched_any_more_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    progress = Progress("text", io.StringIO(), Liveness(str(folder / "alive")))
+    (folder / "alive").unlink()
+    folder.rmdir()
+    for _ in range(3):
+        progress.beat()
+        progress.event("attempt_started", run="r", attempt=1)
+    told = capsys.readouterr().err
+    assert told.count("cannot be touched any more") == 1
+    assert str(folder / "alive") in told

@@ -344,6 +344,60 @@ def test_liveness_is_shown_for_a_worker_that_waits_for_others(
     assert membership.waits is says.startswith("(")  # for the others to know
 
 
+WATCHER = """
+import sys
+from pathlib import Path
+from job.process.preemption import Preemption
+from job.process.progress import Progress
+from job.workers import supervision
+
+class Unbothered:
+    doubt, ready, waits, another_works = None, False, False, lambda *_: False
+    lost = suspected = lambda self: None
+    all_ready = lambda self: False
+
+progress = Progress("json")
+preemption = Preemption(when_interrupted=lambda: progress.event("stopping"))
+preemption.install()
+supervision.sys.executable = sys.argv[1]
+supervision._watch([], Unbothered(), preemption, progress)
+"""
+
+
+def test_a_second_ctrl_c_ends_the_worker_too_and_the_first_does_not(tmp_path):
+    """As a terminal sends it: to both at once. The worker gets it again and again as well."""
+    script = tmp_path / "worker"
+    counts = f"echo x >> {tmp_path}/interrupts"
+    script.write_text(
+        f"#!/bin/bash\ntrap '{counts}' INT\necho $$\nfor _ in {{1..300}}; do sleep 0.1; done\n"
+    )
+    script.chmod(0o755)
+    watcher = subprocess.Popen(
+        [sys.executable, "-c", WATCHER, str(script)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        worker = int(watcher.stdout.readline())
+        time.sleep(0.5)  # so that the watcher has begun to watch
+        os.killpg(watcher.pid, signal.SIGINT)
+        assert json.loads(watcher.stdout.readline())["event"] == "stopping"
+        time.sleep(1.5)
+        assert watcher.poll() is None
+        assert (tmp_path / "interrupts").read_text().count("x") >= 3
+        os.killpg(watcher.pid, signal.SIGINT)
+        assert watcher.wait(timeout=10) == 130
+        deadline = time.monotonic() + 5
+        while Path(f"/proc/{worker}/exe").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not Path(f"/proc/{worker}/exe").exists()  # a zombie has none either
+    finally:
+        watcher.kill()
+        os.killpg(watcher.pid, signal.SIGKILL)
+        watcher.communicate()
+
+
 class Left(Unbothered):
     """Membership in which SIGTERM comes while the others are told of the end."""
 
