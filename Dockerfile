@@ -66,7 +66,6 @@ ENV PATH=/opt/mnist-job/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     HOME=/tmp \
     TMPDIR=/tmp \
-    XDG_CACHE_HOME=/tmp/.cache \
     GIT_COMMIT=${REVISION} \
     MNIST_JOB_OUTPUT=/runs
 WORKDIR /tmp

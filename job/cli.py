@@ -58,7 +58,6 @@ def train(
     time_limit: flags.TimeLimit = RunConfig.time_limit,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
-    cache: flags.Cache = Settings.cache,
     log: flags.Log = "auto",
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
@@ -92,7 +91,7 @@ def train(
     )
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness)
-    _use_storage(storage_timeout, anonymous, cache, progress)
+    _use_storage(storage_timeout, anonymous, progress)
     if not watchdog.is_supervised():  # its watcher has said so
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
@@ -134,10 +133,9 @@ def evaluate(
     output: flags.Report = None,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
-    cache: flags.Cache = Settings.cache,
 ) -> None:
     """Score published weights on all test images of a data set."""
-    progress = _progress_aside(storage_timeout, anonymous, cache)
+    progress = _progress_aside(storage_timeout, anonymous)
     weights_place = parse(weights, "--weights")
     data_place = None if data is None else parse_data(data)
     report_place = None if output is None else parse(output, "--output")
@@ -161,10 +159,9 @@ def predict(
     figure: flags.Figure = None,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
-    cache: flags.Cache = Settings.cache,
 ) -> None:
     """Predict test images, or pictures of your own."""
-    progress = _progress_aside(storage_timeout, anonymous, cache)
+    progress = _progress_aside(storage_timeout, anonymous)
     from job.pictures import gallery  # noqa: PLC0415
     from job.results import inference  # noqa: PLC0415
 
@@ -218,18 +215,16 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
         ) from None
 
 
-def _progress_aside(timeout: float, anonymous: bool, cache: str | None) -> Progress:
+def _progress_aside(timeout: float, anonymous: bool) -> Progress:
     """Return where a command that prints its result says anything else, and use storage so."""
     progress = Progress("text", sys.stderr)
-    _use_storage(timeout, anonymous, cache, progress)
+    _use_storage(timeout, anonymous, progress)
     flags.warn_of_unknown_variables(os.environ, progress)
     return progress
 
 
-def _use_storage(timeout: float, anonymous: bool, cache: str | None, progress: Progress) -> None:
-    storage.configure(
-        Settings(timeout_seconds=timeout, anonymous=anonymous, cache=cache, notify=progress.event)
-    )
+def _use_storage(timeout: float, anonymous: bool, progress: Progress) -> None:
+    storage.configure(Settings(timeout_seconds=timeout, anonymous=anonymous, notify=progress.event))
 
 
 def _say(text: str) -> None:

@@ -60,13 +60,6 @@ StorageTimeout = Annotated[
 Anonymous = Annotated[
     bool, _flag("anonymous", "Use object stores without credentials, as public places allow.")
 ]
-Cache = Annotated[
-    str | None,
-    _flag(
-        "cache",
-        "Folder for data sets fetched from object stores, or 'none'. [default: the user's own]",
-    ),
-]
 
 # Of train.
 Output = Annotated[

@@ -105,10 +105,8 @@ def free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(autouse=True)
-def _own_environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[None]:
-    """Keep the developer's flags, credentials and cache, and a cluster's variables out of tests."""
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep the developer's flags and credentials, and a cluster's variables out of tests."""
     for name in list(os.environ):
         ours = ("MNIST_JOB_", "K8S_", "AWS_", "STORAGE_EMULATOR", "GOOGLE_")
         if name.startswith(ours) or name in {"TF_CONFIG", "JOB_COMPLETION_INDEX"}:
@@ -118,7 +116,6 @@ def _own_environment(
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
     monkeypatch.setenv("CLOUDSDK_CONFIG", os.devnull)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "own-cache"))
     yield
     storage.configure(storage.Settings())
 

@@ -79,7 +79,7 @@ class Life:
         run_id = secrets.token_hex(8)
         run = parse(f"{self._server.root}/matrix/{run_id}")
         flags = ("--output", f"{self._server.root}/matrix", "--run-id", run_id)
-        flags += ("--data", str(self._data), "--cache", "none", "--batch-size", "1")
+        flags += ("--data", str(self._data), "--batch-size", "1")
         flags += ("--storage-timeout", str(TIMEOUT_SECONDS))
         codes: list[int] = []
         wrong: list[str] = []

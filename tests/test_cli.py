@@ -21,13 +21,13 @@ TRAIN_FLAGS = [
     "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
     "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
     "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "storage-timeout",
-    "anonymous", "cache", "termination-log", "liveness-file",
+    "anonymous", "termination-log", "liveness-file",
 ]  # fmt: skip
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
-EVALUATE_FLAGS = ["weights", "data", "model", "output", "storage-timeout", "anonymous", "cache"]
+EVALUATE_FLAGS = ["weights", "data", "model", "output", "storage-timeout", "anonymous"]
 PREDICT_FLAGS = [
     "weights", "data", "model", "num-images", "start", "image", "figure", "storage-timeout",
-    "anonymous", "cache",
+    "anonymous",
 ]  # fmt: skip
 
 
@@ -96,7 +96,6 @@ def assert_one_line(finished, code, *words, started=False):
         ("--data gs://bucket/a/../b", "--data"),
         ("--storage-timeout 0", "--storage-timeout"),
         ("--storage-timeout nan", "nan"),
-        ("--cache s3://bucket/key", "--cache"),
         ("--no-such-flag", "--no-such-flag"),
         ("surplus", "surplus"),
     ],
@@ -169,7 +168,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
 
 
 @pytest.mark.parametrize("words", ["train", "evaluate --weights x", "predict --weights x"])
-def test_every_variable_of_storage_reaches_it(command, monkeypatch, tmp_path, words):
+def test_every_variable_of_storage_reaches_it(command, monkeypatch, words):
     class Seen(Exception):  # noqa: N818
         pass
 
@@ -181,11 +180,10 @@ def test_every_variable_of_storage_reaches_it(command, monkeypatch, tmp_path, wo
 
     monkeypatch.setenv("MNIST_JOB_STORAGE_TIMEOUT", "7.5")
     monkeypatch.setenv("MNIST_JOB_ANONYMOUS", "1")
-    monkeypatch.setenv("MNIST_JOB_CACHE", str(tmp_path))
     with monkeypatch.context() as patch:  # undone before the fixtures use it
         patch.setattr(storage, "configure", configure)
         command(*words.split())
-    assert (seen[0].timeout_seconds, seen[0].anonymous, seen[0].cache) == (7.5, True, str(tmp_path))
+    assert (seen[0].timeout_seconds, seen[0].anonymous) == (7.5, True)
 
 
 def test_run_is_named_after_the_kubernetes_job(command, monkeypatch):

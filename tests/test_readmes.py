@@ -236,7 +236,7 @@ def test_the_table_of_flags_is_the_command_line(name: str) -> None:
 def _told(default: object) -> set[str]:
     """Return how a table may tell a default; what is found out in the end it says in words."""
     if default is None:
-        words = {"a fresh one", "`~/.cache/mnist-job`", "`/dev/termination-log`, if it is there"}
+        words = {"a fresh one", "`/dev/termination-log`, if it is there"}
         return {"", "none", "the run's own, else `mnist`", "the run's own, else `mlp`"} | words
     if default is False:
         return {"off"}

@@ -94,7 +94,7 @@ def load(place: Place, beat: Callable[[], None] = _say_nothing) -> Dataset:
     elif storage.is_folder(place):
         stored = _idx_files(place, beat)
     else:
-        stored = from_npz(str(place), storage.read_cached(place, MAX_FILE_BYTES), ARRAY_NAMES)
+        stored = from_npz(str(place), storage.read(place, MAX_FILE_BYTES), ARRAY_NAMES)
     x_train, y_train, x_test, y_test = stored
     examples.check_claims(x_train, y_train, x_test, y_test)
     _check_total(place, stored)
@@ -138,7 +138,7 @@ def _idx_file(folder: Place, array_name: str, stem: str) -> StoredArray:
         for place in (folder / name, folder / f"{name}.gz"):
             try:
                 mapped = storage.mapped(place, RESIDENT_BYTES)
-                data = storage.read_cached(place, MAX_FILE_BYTES) if mapped is None else mapped
+                data = storage.read(place, MAX_FILE_BYTES) if mapped is None else mapped
                 return from_idx(str(place), array_name, data)
             except MissingInputError as error:
                 # One that may not be read is worth a word; a subfolder of that name is not, since

@@ -154,7 +154,7 @@ def _already_complete(details: Mapping[str, Any]) -> str:
 
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
-    *("storage_retry", "cache_skipped", "other_data", "data_not_compared"),
+    *("storage_retry", "other_data", "data_not_compared"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
 )
@@ -184,7 +184,6 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "to go on, and is killed if it doesn't"
     ),
     "storage_retry": _retry,
-    "cache_skipped": lambda details: f"warning    no cache: {details['reason']}",
     "unknown_variable": lambda details: (
         f"warning    the variable {details['variable']} means nothing to this job and was ignored"
         + (f": did you mean {details['nearest']}?" if details["nearest"] else "")

@@ -7,7 +7,7 @@ which is what makes a restarted pod harmless. `backend` says what each verb prom
 
 Inside, `files` carries them out on this machine and `objects` in an object store, over a
 `connection` of `s3` or `gcs` that lives in the `background` and says what its failures mean;
-`retrying` asks a store again. `cache` keeps data sets that were fetched before.
+`retrying` asks a store again.
 
 README.md tells users of credentials, permissions, and what a store must have.
 """
@@ -15,7 +15,6 @@ README.md tells users of credentials, permissions, and what a store must have.
 from job.storage.backend import MEBIBYTE
 from job.storage.place import Place, parse
 from job.storage.verbs import (
-    NO_CACHE,
     Settings,
     configure,
     create,
@@ -25,13 +24,11 @@ from job.storage.verbs import (
     mapped,
     names,
     read,
-    read_cached,
     remove,
 )
 
 __all__ = [
     "MEBIBYTE",
-    "NO_CACHE",
     "Place",
     "Settings",
     "configure",
@@ -43,6 +40,5 @@ __all__ = [
     "names",
     "parse",
     "read",
-    "read_cached",
     "remove",
 ]

@@ -1,18 +1,14 @@
 """The verbs: what the job asks of storage, handed on to the backend that the place is of."""
 
 import mmap
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from job.errors import UsageError
 from job.storage.backend import Backend
 from job.storage.files import Files
-from job.storage.place import Kind, Place, parse
-
-NO_CACHE = "none"
+from job.storage.place import Kind, Place
 
 
 def _say_nothing(event: str, **details: Any) -> None:
@@ -27,29 +23,14 @@ class Settings:
     """Deadline of each try of a request to an object store."""
     anonymous: bool = False
     """Use object stores without credentials."""
-    cache: str | None = None
-    """Folder for data sets that were fetched; None for the user's own, `none` for no cache."""
     notify: Callable[..., None] = _say_nothing
-    """Called with the name of an event and its details: retries, a cache that doesn't work."""
+    """Called with the name of an event and its details: each retry."""
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.timeout_seconds <= 86_400:  # NaN is in no range
             raise UsageError(
                 f"--storage-timeout must be from 0.1 to 86400, not {self.timeout_seconds!r}"
             )
-        if self.cache is not None and parse(self.cache, "--cache").kind != "file":
-            raise UsageError("--cache must be a folder of this machine, or none")
-
-    @property
-    def cache_folder(self) -> Place | None:
-        """Where data sets are kept, or None for nowhere."""
-        if self.cache == NO_CACHE:
-            return None
-        if self.cache is not None:
-            return parse(self.cache, "--cache")
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-        folder = Path(base, "mnist-job")
-        return Place.of(folder) if folder.is_absolute() else None  # no home, no cache
 
 
 _settings = Settings()
@@ -68,22 +49,6 @@ def configure(settings: Settings) -> None:
 def read(place: Place, limit_bytes: int) -> bytes:
     """Return the whole object at `place`, of at most `limit_bytes`; see `Backend.read`."""
     return _backend(place).read(place, limit_bytes)[0]
-
-
-def read_cached(place: Place, limit_bytes: int) -> bytes:
-    """Return what `read` does, without fetching what the store still has as it was last time."""
-    folder = _settings.cache_folder
-    version = "" if folder is None else _backend(place).version(place)
-    if folder is None or not version:
-        return read(place, limit_bytes)
-    from job.storage.cache import Cache  # noqa: PLC0415
-
-    cache = Cache(folder, _settings.notify)
-    data = cache.find(place, version, limit_bytes)
-    if data is None:
-        data, version = _backend(place).read(place, limit_bytes)
-        cache.keep(place, version, data)
-    return data
 
 
 def mapped(place: Place, above_bytes: int) -> mmap.mmap | None:

@@ -111,7 +111,7 @@ def main() -> int:
         print(report.table(), flush=True)
         return 1 if report.bad else 0
     with tempfile.TemporaryDirectory(prefix="mnist-job-chaos-") as folder:
-        environment = os.environ | {"XDG_CACHE_HOME": f"{folder}/cache", "GIT_COMMIT": "none"}
+        environment = os.environ | {"GIT_COMMIT": "none"}
         with servers.shared(Path(folder, "stores")) as stores:
             places = {"local": f"{folder}/output"} | {name: s.url for name, s in stores.items()}
             if arguments.only:

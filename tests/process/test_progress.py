@@ -135,11 +135,6 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "warning    PUT s3://bucket/key: 503 SlowDown; try 2 of 4 in 0.6 s",
     ),
     (
-        "cache_skipped",
-        {"reason": "/cache is short of room"},
-        "warning    no cache: /cache is short of room",
-    ),
-    (
         "other_data",
         {"weights": "runs/r1/model_weights.h5", "data": "mnist"},
         "warning    runs/r1/model_weights.h5 were trained on other data than mnist holds",
