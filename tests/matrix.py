@@ -112,9 +112,10 @@ class Life:
             codes.append(ended.code)
             slowest = max(slowest, took)
             seen = [*self._faults_of(case, ended, hit=hit, stop=stop), *_anew(ended, saved)]
-            seen += rehearsal.look(self._direct, folder)
+            left = rehearsal.look(self._direct, folder)
             if ended.code == 0 and not self._direct.exists(folder / "metrics.json"):
-                seen.append("exit 0 without metrics.json")
+                left.append("no metrics.json after success")
+            seen += [f"wrong commit: {fault}" for fault in left]
             wrong += [f"start {len(codes)}: {fault}" for fault in seen]
             complete += ended.code == 0
         if complete < needed:
@@ -151,7 +152,7 @@ class Life:
             wanted = {0}
         if ended.code not in wanted:
             codes = " or ".join(map(str, sorted(wanted)))
-            yield f"exit {ended.code} instead of {codes}: {ended.error.strip()}"
+            yield f"wrong code: {ended.code} instead of {codes}: {ended.error.strip()}"
         retries = [event for event in ended.events if event["event"] == "storage_retry"]
         passing = hit and case.fault in faults.PASSING and case.request.method != "DELETE"
         if passing and case.fault not in SILENT and not retries:
@@ -177,7 +178,7 @@ def _anew(ended: rehearsal.Ended, saved: list[int]) -> Iterator[str]:
     trained = {"checkpoint_saved", "complete"} & {event["event"] for event in ended.events}
     resumed = [event["step"] for event in ended.events if event["event"] == "resumed"]
     if trained and saved and resumed != [max(saved)]:
-        yield f"fresh start: had steps {saved} and resumed from {resumed}"
+        yield f"fresh start: it had steps {saved} and resumed from {resumed}"
 
 
 @contextlib.contextmanager

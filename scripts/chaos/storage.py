@@ -3,9 +3,9 @@
     python scripts/chaos/storage.py --kills 1000 --rounds 200
 
 Writers are killed by SIGKILL at random moments; every request of a run's life is spoiled in every
-way, alone and with all that follow in the same start; eight processes race for one object; the requests of a default run are counted;
-odd URIs are given as --output. S3 is SeaweedFS, Google's store is fake-gcs-server, both started
-here. The two stores are tried at the same time.
+way, alone and with all that follow in the same start; eight processes race for one object; the
+requests of a default run are counted; odd URIs are given as --output. S3 is SeaweedFS, Google's
+store is fake-gcs-server, both started here. The two stores are tried at the same time.
 """
 
 import argparse
@@ -264,14 +264,15 @@ def spoil(report: Report, server: servers.Server, every: int) -> None:
         print(case, file=sys.stderr, flush=True)
     said = [fault for case in wrong for fault in case.wrong]
     hangs = sum(map(matrix.too_slow, tried))
-    fresh = sum("fresh start" in fault for fault in said)
-    codes = sum("exit" in fault for fault in said)
+    kinds = ("wrong commit", "fresh start", "wrong code")
+    seen = {kind: sum(kind in fault for fault in said) for kind in kinds}
     once = sum(not case.lasting for case in tried)
     figures = (
-        f"{len(tried)} cases ({once} of a fault once, {len(tried) - once} of one that lasts; "
-        f"{len(faults.FAULTS)} faults): {hangs} hangs past the deadline, "
-        f"{len(said) - fresh - codes} wrong commits, {fresh} fresh starts, {codes} wrong exit codes, "
+        f"{len(tried)} cases of {len(faults.FAULTS)} faults, {once} once and "
+        f"{len(tried) - once} lasting: {hangs} hangs past the deadline, "
+        f"{', '.join(f'{number} {kind}s' for kind, number in seen.items())}, "
         f"{sum(case.codes.count(70) for case in tried)} exits 70, "
+        f"{len(said) - sum(seen.values())} other things, "
         f"slowest start {max(case.slowest_seconds for case in tried):.1f} s"
     )
     seconds = time.monotonic() - began

@@ -144,6 +144,6 @@ def test_the_matrix_sees_what_is_wrong(life: matrix.Life, monkeypatch: pytest.Mo
     assert 77 in case.codes
     monkeypatch.setattr(storage, "names", lambda _: [])
     [case] = life.tried(cases)
-    assert any("resumed from" in fault for fault in case.wrong)
+    assert any("fresh start" in fault for fault in case.wrong)
     [case] = life.tried([matrix.Case(cases[0].request, 1000, "403")])
     assert case.wrong[-1] == "the fault was never met"
