@@ -1,19 +1,31 @@
-"""A run's life with one request spoiled: a sample of `make chaos-storage`."""
+"""A run's life with one request spoiled, or with all from one on: a sample of `make chaos-storage`.
 
+And what a twin does between a listing and the reading of what was listed.
+"""
+
+import hashlib
 import io
 import os
 import random
 import secrets
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import faults
 import matrix
 import numpy as np
 import pytest
+import rehearsal
 import servers
 
 from job import storage
+from job.storage import Place, parse
+from job.training import checkpoint
 
+TWIN = "import sys, rehearsal; sys.exit(rehearsal.train(*sys.argv[1:]).code)"
 SAMPLE = 6  # lives for each store
 SEED = "MATRIX_SEED"  # variable that names the sample to try, of a test that failed
 # What every run of the tests tries of what isn't the store's answer, so that no kind goes unseen:
@@ -84,9 +96,7 @@ def fixed(cases: Sequence[matrix.Case]) -> list[matrix.Case]:
 
 
 @pytest.fixture
-def life(
-    store: servers.Server, faulty: faults.Proxy, place: storage.Place
-) -> Iterator[matrix.Life]:
+def life(store: servers.Server, faulty: faults.Proxy, place: Place) -> Iterator[matrix.Life]:
     data = place / "data.npz"
     storage.create(data, small_data())
     with matrix.quick():
@@ -147,3 +157,64 @@ def test_the_matrix_sees_what_is_wrong(life: matrix.Life, monkeypatch: pytest.Mo
     assert any("fresh start" in fault for fault in case.wrong)
     [case] = life.tried([matrix.Case(cases[0].request, 1000, "403")])
     assert case.wrong[-1] == "the fault was never met"
+
+
+@pytest.fixture
+def run(life: matrix.Life, store: servers.Server) -> tuple[Place, tuple[str, ...]]:
+    """Return the folder and the flags of a run that was stopped after a checkpoint."""
+    run_id = secrets.token_hex(8)
+    flags = life.flags(run_id)
+    assert rehearsal.train(*flags, stop=True).code == 143
+    return parse(f"{store.root}/matrix/{run_id}"), flags
+
+
+def steps(ended: rehearsal.Ended) -> list[int]:
+    return [event["step"] for event in ended.events if event["event"] == "resumed"]
+
+
+def test_a_checkpoint_that_a_twin_replaced_by_its_next_is_looked_for_again(
+    life: matrix.Life, faulty: faults.Proxy, run: tuple[Place, tuple[str, ...]]
+) -> None:
+    folder, flags = run
+    direct = life._direct
+
+    def go_on() -> None:
+        [name] = direct.names(folder / "checkpoints")
+        old = folder / f"checkpoints/{name}"
+        later = replace(checkpoint.from_bytes(direct.read(old, 10**6), str(old)), step=50)
+        data = checkpoint.to_bytes(later)
+        digest = hashlib.sha256(data).hexdigest()
+        direct.create(folder / f"checkpoints/{50:010}-{digest}.safetensors", data)
+        direct.remove(old)
+
+    faulty.after_listing = go_on
+    ended = rehearsal.train(*flags)
+    assert faulty.after_listing is None
+    assert ended.code == 0, ended.error
+    assert steps(ended) == [50]
+    assert rehearsal.look(direct, folder) == []
+
+
+def test_a_run_that_a_twin_completed_meanwhile_is_complete(
+    life: matrix.Life,
+    store: servers.Server,
+    faulty: faults.Proxy,
+    run: tuple[Place, tuple[str, ...]],
+) -> None:
+    folder, flags = run
+    direct = life._direct
+    published = []
+
+    def complete() -> None:
+        environment = os.environ | store.environment()
+        environment["PYTHONPATH"] = str(Path(rehearsal.__file__).parent)
+        command = [sys.executable, "-c", TWIN, *flags]
+        subprocess.run(command, env=environment, check=True, timeout=120)
+        published.append(direct.read(folder / "metrics.json", 10**6))
+
+    faulty.after_listing = complete
+    ended = rehearsal.train(*flags, "--storage-timeout", "60")  # which a twin may take as well
+    assert len(published) == 1
+    assert ended.code == 0, ended.error
+    assert direct.read(folder / "metrics.json", 10**6) == published[0]
+    assert rehearsal.look(direct, folder) == []

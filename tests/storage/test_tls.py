@@ -35,7 +35,7 @@ except JobError as error:
 
 
 def certificates(folder: Path) -> tuple[Path, Path]:
-    """Make an authority and a certificate by it; return its bundle, and a server's key and chain."""
+    """Make an authority, and a certificate by it; return its bundle, and a server's chain."""
     now = dt.datetime.now(dt.UTC)
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
     names = [
@@ -56,6 +56,10 @@ def certificates(folder: Path) -> tuple[Path, Path]:
             .not_valid_after(now + dt.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), False
+            )
+            .add_extension(usage(signs=is_authority), critical=True)
         )
         if not is_authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(here), critical=False)
@@ -70,6 +74,13 @@ def certificates(folder: Path) -> tuple[Path, Path]:
     bundle.write_bytes(made[0])
     chain.write_bytes(private + made[1])
     return bundle, chain
+
+
+def usage(*, signs: bool) -> x509.KeyUsage:
+    """Return what a key may do; Python 3.13 asks whether an authority's may sign."""
+    rest = ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    no = dict.fromkeys((*rest, "crl_sign", "encipher_only", "decipher_only"), False)
+    return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, **no)
 
 
 @pytest.fixture
