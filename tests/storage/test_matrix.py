@@ -26,7 +26,7 @@ from job.storage import Place, parse
 from job.training import checkpoint
 
 TWIN = "import sys, rehearsal; sys.exit(rehearsal.train(*sys.argv[1:]).code)"
-SAMPLE = 6  # lives for each store
+SAMPLE = 4  # lives for each store
 SEED = "MATRIX_SEED"  # variable that names the sample to try, of a test that failed
 # What every run of the tests tries of what isn't the store's answer, so that no kind goes unseen:
 # what would come of it in a run. Each meets each verb in test_foreign_answers.py.
@@ -46,7 +46,7 @@ ONCE = {
     "308": ("PUT",),
     "no proof": ("PUT", "GET", "LIST"),
     "no range": ("GET",),
-    "no length": ("GET", "LIST"),
+    "no length": ("GET",),
     "other bytes": ("GET",),
     "trickle": ("GET",),
     "403 page": ("LIST",),
@@ -134,14 +134,7 @@ def test_a_sample_is_drawn_by_its_seed_alone() -> None:
     cases = [matrix.Case(request, number, fault) for fault in kinds for number in range(20)]
     drawn = [(case.number, case.fault) for case in sample(cases, "a seed")]
     # Pinned: whoever is told a seed must get the same sample, in another process too.
-    assert drawn == [
-        (5, "page"),
-        (12, "page"),
-        (2, "500"),
-        (5, "expired"),
-        (8, "expired"),
-        (19, "500"),
-    ]
+    assert drawn == [(5, "page"), (12, "page"), (2, "500"), (5, "expired")]
     assert drawn != [(case.number, case.fault) for case in sample(cases, "another seed")]
 
 
@@ -157,6 +150,25 @@ def test_the_matrix_sees_what_is_wrong(life: matrix.Life, monkeypatch: pytest.Mo
     assert any("fresh start" in fault for fault in case.wrong)
     [case] = life.tried([matrix.Case(cases[0].request, 1000, "403")])
     assert case.wrong[-1] == "the fault was never met"
+
+
+@pytest.mark.parametrize("lost", ["metrics.json", "model_weights.h5"])
+def test_the_matrix_sees_what_is_missing(
+    life: matrix.Life, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """A job that publishes what it never wrote is found out."""
+    create = storage.create
+    monkeypatch.setattr(
+        storage, "create", lambda place, data: place.name == lost or create(place, data)
+    )
+    monkeypatch.setattr(  # while there is one
+        storage,
+        "create_all",
+        lambda objects: [storage.create(*each) for each in objects.items()],
+        raising=False,
+    )
+    case = life._live(matrix.Case(faults.Request("", ""), -1, "none"))
+    assert any("wrong commit" in fault and lost in fault for fault in case.wrong), case
 
 
 @pytest.fixture
