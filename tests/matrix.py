@@ -1,7 +1,8 @@
-"""Every request of a run's life, spoiled one at a time in every way, and what must come of it.
+"""Every request of a run's life, spoiled in every way, and what must come of it.
 
 The life: a start that is stopped after a checkpoint, a second that goes on and publishes, a third
-that finds the run complete. After the fault the run is started until it is complete.
+that finds the run complete. A fault is met once, or lasts from a request on to the end of that
+start. After it the run is started until it is complete.
 """
 
 import contextlib
@@ -9,8 +10,8 @@ import functools
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import faults
@@ -18,12 +19,19 @@ import rehearsal
 import servers
 from aiobotocore import session
 
+from job import run
 from job.storage import Place, parse, retrying
 from job.storage.objects import Objects
 
 TIMEOUT_SECONDS = 1.0
 SLACK_SECONDS = 10.0  # for a machine with other things to do
+# How long a start may take: what it works, one operation with all its tries, and its last words.
+LONGEST_SECONDS = SLACK_SECONDS + 3 * TIMEOUT_SECONDS + run.END_SECONDS
 STARTS = 6  # a run must be complete after so many
+FOR_EVER = 10**9  # requests
+# aiohttp itself sends once more if a connection it had kept was closed; and a write whose proof is
+# missing may be read back, which needs no second one.
+SILENT = {"reset", "lost reply", "truncated", "cut upload", "page with ETag", *faults.ALTERED}
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,8 @@ class Case:
     request: faults.Request
     number: int
     fault: str
+    lasting: bool = False
+    """Whether all that follow in the same start are spoiled as well."""
     wrong: tuple[str, ...] = ()
     """What was not as it must be."""
     codes: tuple[int, ...] = ()
@@ -60,34 +70,35 @@ class Life:
         return list(self._proxy.requests)
 
     def cases(self) -> list[Case]:
-        """Return every request with every fault."""
+        """Return every request with every fault that makes something of it, once and lasting."""
         requests = self.unspoiled()
         return [
-            Case(request, number, fault)
+            Case(request, number, fault, lasting)
+            for lasting in (False, True)
             for fault in faults.FAULTS
             for number, request in enumerate(requests)
+            if faults.fits(fault, request) and (lasting or fault not in faults.LASTING_ONLY)
         ]
 
-    def tried(self, cases: list[Case]) -> Iterator[Case]:
+    def tried(self, cases: Iterable[Case]) -> Iterator[Case]:
         """Live through each case."""
         for case in cases:
             self._proxy.clear()
-            self._proxy.spoil(case.fault, first=case.number)
+            count = FOR_EVER if case.lasting else 1
+            self._proxy.spoil(case.fault, first=case.number, count=count)
             yield self._live(case)
 
     def _live(self, case: Case) -> Case:
         run_id = secrets.token_hex(8)
-        run = parse(f"{self._server.root}/matrix/{run_id}")
-        flags = ("--output", f"{self._server.root}/matrix", "--run-id", run_id)
-        flags += ("--data", str(self._data), "--batch-size", "1")
-        flags += ("--storage-timeout", str(TIMEOUT_SECONDS))
+        folder = parse(f"{self._server.root}/matrix/{run_id}")
+        flags = self.flags(run_id)
         codes: list[int] = []
         wrong: list[str] = []
         slowest = 0.0
-        complete = 0
+        complete, needed = 0, 2
         met = case.number < 0  # where there is nothing to meet
-        while complete < 2 and len(codes) < STARTS:
-            saved = rehearsal.steps_saved(self._direct, run)
+        while complete < needed and len(codes) < STARTS:
+            saved = rehearsal.steps_saved(self._direct, folder)
             stop = not saved and not codes
             with mock.patch.dict(os.environ, self._server.environment(self._proxy.url)):
                 began = time.monotonic()
@@ -95,47 +106,80 @@ class Life:
                 ended = rehearsal.train(*flags, stop=stop)
                 took = time.monotonic() - began
             hit = before <= case.number < len(self._proxy.requests)
-            met |= hit
+            if hit:
+                self._proxy.heal()
+                met, needed = True, complete + 1
             codes.append(ended.code)
             slowest = max(slowest, took)
-            seen = self._faults_of(case, ended, hit=hit, stop=stop)
+            seen = [*self._faults_of(case, ended, hit=hit, stop=stop), *_anew(ended, saved)]
+            left = rehearsal.look(self._direct, folder)
+            if ended.code == 0 and not self._direct.exists(folder / "metrics.json"):
+                left.append("no metrics.json after success")
+            seen += [f"wrong commit: {fault}" for fault in left]
             wrong += [f"start {len(codes)}: {fault}" for fault in seen]
-            resumed = [event["step"] for event in ended.events if event["event"] == "resumed"]
-            if ended.code == 0 and complete == 0 and saved and resumed != [max(saved)]:
-                wrong.append(f"start {len(codes)} had steps {saved} and resumed from {resumed}")
-            wrong += rehearsal.look(self._direct, run)
             complete += ended.code == 0
-        if complete < 2:
+        if complete < needed:
             wrong.append("never complete")
         if not met:
             wrong.append("the fault was never met")
-        return Case(case.request, case.number, case.fault, tuple(wrong), tuple(codes), slowest)
+        wrong += [f"sent elsewhere: {request.line}" for request in self._proxy.astray]
+        return replace(case, wrong=tuple(wrong), codes=tuple(codes), slowest_seconds=slowest)
+
+    def flags(self, run_id: str) -> tuple[str, ...]:
+        """Return the flags of the command that lives."""
+        flags = ("--output", f"{self._server.root}/matrix", "--run-id", run_id)
+        flags += ("--data", str(self._data), "--batch-size", "1")
+        return (*flags, "--storage-timeout", str(TIMEOUT_SECONDS))
 
     def _faults_of(
         self, case: Case, ended: rehearsal.Ended, *, hit: bool, stop: bool
     ) -> Iterator[str]:
         """Yield what is wrong with how a start ended."""
-        wanted = 143 if stop else 0
+        unspoiled = 143 if stop else 0
+        wanted = {unspoiled}
         # An old checkpoint that can't be removed costs room only, and how an attempt ended is
         # written after its end.
-        spared = case.request.method == "DELETE" or case.request.key.endswith("-end.json")
-        if hit and case.fault in faults.REFUSING and not spared:
-            wanted = 77
+        spared = case.request.method == "DELETE" or _is_last_word(case.request)
+        if hit and not spared:
+            if case.fault in faults.REFUSING:
+                wanted = {77}
+            elif case.fault in faults.ALTERED:  # which may leave nothing out of these answers
+                wanted |= {75} if case.lasting else set()
+            elif case.lasting:
+                wanted = {75}
         told = {event["event"] for event in ended.events}
         # Its data, or checkpoints to remove, are looked for in vain.
         if "already_complete" in told and {"data_not_compared", "checkpoint_kept"} & told:
-            wanted = 0
-        if ended.code != wanted:
-            yield f"exit {ended.code} instead of {wanted}: {ended.error.strip()}"
+            wanted = {0}
+        if ended.code not in wanted:
+            codes = " or ".join(map(str, sorted(wanted)))
+            yield f"wrong code: {ended.code} instead of {codes}: {ended.error.strip()}"
         retries = [event for event in ended.events if event["event"] == "storage_retry"]
-        silent = hit and case.fault in faults.PASSING and not retries
-        # aiohttp itself sends once more if a connection it had kept was closed.
-        if silent and case.fault not in {"reset", "lost reply", "truncated", "cut upload"}:
+        passing = hit and case.fault in faults.PASSING and case.request.method != "DELETE"
+        if passing and case.fault not in SILENT and not retries:
             yield "retried without a word"
+        if hit and case.fault in faults.REFUSING and case.lasting and not spared:
+            more = [
+                each for each in self._proxy.requests[case.number + 1 :] if not _is_last_word(each)
+            ]
+            if len(more) > 1:  # which may be under way at the same time
+                yield f"refused, and asked {len(more)} more times"
 
     def close(self) -> None:
         """Leave the store."""
         self._direct.close()
+
+
+def _is_last_word(request: faults.Request) -> bool:
+    return request.key.endswith("-end.json")
+
+
+def _anew(ended: rehearsal.Ended, saved: list[int]) -> Iterator[str]:
+    """Yield what is wrong where a start that found the steps `saved` didn't go on with the last."""
+    trained = {"checkpoint_saved", "complete"} & {event["event"] for event in ended.events}
+    resumed = [event["step"] for event in ended.events if event["event"] == "resumed"]
+    if trained and saved and resumed != [max(saved)]:
+        yield f"fresh start: it had steps {saved} and resumed from {resumed}"
 
 
 @contextlib.contextmanager
@@ -150,5 +194,5 @@ def quick() -> Iterator[None]:
 
 
 def too_slow(case: Case) -> bool:
-    """Tell whether a start took longer than one deadline and its own work."""
-    return case.slowest_seconds > TIMEOUT_SECONDS + SLACK_SECONDS
+    """Tell whether a start took longer than it may."""
+    return case.slowest_seconds > LONGEST_SECONDS

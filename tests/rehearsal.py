@@ -132,7 +132,7 @@ def train(*flags: str, stop: bool = False) -> Ended:
 
 
 def _bytes(storage: Objects, place: Place) -> bytes:
-    return storage.read(place, 10**7)[0]
+    return storage.read(place, 10**7)
 
 
 def look(storage: Objects, run: Place) -> list[str]:
@@ -158,6 +158,9 @@ def look(storage: Objects, run: Place) -> list[str]:
     if storage.exists(run / "metrics.json"):
         metrics = json.loads(_bytes(storage, run / "metrics.json"))
         for artifact in metrics["artifacts"]:
+            if not storage.exists(run / f"{artifact['path']}"):
+                wrong.append(f"{artifact['path']} is missing and metrics.json names it")
+                continue
             content = _bytes(storage, run / f"{artifact['path']}")
             if hashlib.sha256(content).hexdigest() != artifact["sha256"]:
                 wrong.append(f"{artifact['path']} is not what metrics.json says")

@@ -3,9 +3,9 @@
     python scripts/chaos/storage.py --kills 1000 --rounds 200
 
 Writers are killed by SIGKILL at random moments; every request of a run's life is spoiled in every
-way, one at a time; eight processes race for one object; the requests of a default run are counted;
-odd URIs are given as --output. S3 is SeaweedFS, Google's store is fake-gcs-server, both started
-here. The two stores are tried at the same time.
+way, alone and with all that follow in the same start; eight processes race for one object; the
+requests of a default run are counted; odd URIs are given as --output. S3 is SeaweedFS, Google's
+store is fake-gcs-server, both started here. The two stores are tried at the same time.
 """
 
 import argparse
@@ -201,7 +201,7 @@ def whole(number: int) -> bytes:
 def look(place: Place) -> bytes | None:
     """Return an object, or None if there is none."""
     try:
-        return direct(place).read(place, 10**7)[0]
+        return direct(place).read(place, 10**7)
     except MissingInputError:
         return None
 
@@ -257,21 +257,22 @@ def spoil(report: Report, server: servers.Server, every: int) -> None:
     with faults.proxy(server.scheme, server.url) as proxy, matrix.quick():
         life = matrix.Life(server, proxy, data)
         cases = life.cases()
-        requests = len(cases) // len(faults.FAULTS)
         tried = list(life.tried(cases[::every]))
         life.close()
     wrong = [case for case in tried if case.wrong]
-    hangs = sum(map(matrix.too_slow, tried))
-    fresh = sum("resumed from" in fault for case in wrong for fault in case.wrong)
-    codes = sum("exit" in fault for case in wrong for fault in case.wrong)
-    rest = sum(
-        not ("resumed from" in fault or "exit" in fault) for case in wrong for fault in case.wrong
-    )
     for case in wrong:
         print(case, file=sys.stderr, flush=True)
+    said = [fault for case in wrong for fault in case.wrong]
+    hangs = sum(map(matrix.too_slow, tried))
+    kinds = ("wrong commit", "fresh start", "wrong code")
+    seen = {kind: sum(kind in fault for fault in said) for kind in kinds}
+    once = sum(not case.lasting for case in tried)
     figures = (
-        f"{len(tried)} cases ({requests} requests x {len(faults.FAULTS)} faults): {hangs} hangs "
-        f"past the deadline, {rest} wrong commits, {fresh} fresh starts, {codes} wrong exit codes, "
+        f"{len(tried)} cases of {len(faults.FAULTS)} faults, {once} once and "
+        f"{len(tried) - once} lasting: {hangs} hangs past the deadline, "
+        f"{', '.join(f'{number} {kind}s' for kind, number in seen.items())}, "
+        f"{sum(case.codes.count(70) for case in tried)} exits 70, "
+        f"{len(said) - sum(seen.values())} other things, "
         f"slowest start {max(case.slowest_seconds for case in tried):.1f} s"
     )
     seconds = time.monotonic() - began
