@@ -31,7 +31,7 @@ PIECE_BYTES = 16 * MEBIBYTE  # of a large object, fetched several at once
 CONCURRENT = 8  # requests
 MAX_BYTES = 5 * 1024 * MEBIBYTE  # what S3 takes in one PUT
 CLOSE_SECONDS = 2.0  # what an exit spends on leaving connections in good order
-_LOOKS = 3  # at an object that changes while it is read
+_LOOKS = 3  # at an object that changes while it is read, or whose writing isn't proven
 _PAGE = 1_000  # names
 _MAX_PAGES = 1_000
 
@@ -198,35 +198,37 @@ class Objects:
 
     def _take(self, operation: Operation, place: Place, data: bytes) -> bool:
         """Create the object and return whether the store just took it; if not, it has our bytes."""
-        try:
-            proven = self._put(operation, place, data)
-        except StoreError as error:
-            if error.kind not in {"exists", "passing", "busy"}:
-                raise
-            if not self._holds(operation, place, data):
-                if error.kind == "exists":  # and was removed before it could be read
-                    raise StoreError("busy", "it was there and is gone") from error
-                raise
-            return False
-        if not proven and not self._holds(operation, place, data):
-            raise StoreError("passing", "it was said to be written, and is not there")
-        return True
+        for _ in range(_LOOKS):
+            try:
+                proven = self._put(operation, place, data)
+            except StoreError as error:
+                if error.kind not in {"exists", "passing", "busy"}:
+                    raise
+                if not self._holds(operation, place, data):
+                    if error.kind == "exists":  # and was removed before it could be read
+                        raise StoreError("busy", "it was there and is gone") from error
+                    raise
+                return False
+            if proven or self._holds(operation, place, data):
+                return True
+        raise StoreError("passing", "it was said to be written, and is not there")
 
     def _prove(self, operation: Operation, place: Place, data: bytes) -> None:
         """See that the store does not overwrite the object, which has the bytes `data`."""
-        try:
-            overwritten = self._put(operation, place, data)
-        except StoreError as error:
-            if error.kind != "exists":
-                raise
-            return
-        if not overwritten:
-            raise StoreError("passing", "it was said to be written twice")
-        raise ClusterError(
-            f"the store of {place} overwrites objects that were to be created only: two pods of "
-            "one run could destroy each other's work there; choose a store that honours "
-            "If-None-Match (ifGenerationMatch on Google's)"
-        )
+        for _ in range(_LOOKS):
+            try:
+                overwritten = self._put(operation, place, data)
+            except StoreError as error:
+                if error.kind != "exists":
+                    raise
+                return
+            if overwritten:
+                raise ClusterError(
+                    f"the store of {place} overwrites objects that were to be created only: two "
+                    "pods of one run could destroy each other's work there; choose a store that "
+                    "honours If-None-Match (ifGenerationMatch on Google's)"
+                )
+        raise StoreError("passing", "it was said to be written twice")
 
     def _holds(self, operation: Operation, place: Place, data: bytes) -> bool:
         """Tell whether the object has the bytes `data`, or isn't there.

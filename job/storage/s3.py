@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import logging
+import ssl
 from collections.abc import Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -192,9 +193,9 @@ def _judged(precondition: Failure = "wrong") -> Iterator[None]:
     except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
         raise StoreError("setup", type(error).__name__) from error
     except _PASSING as error:
-        # Of a bundle of certificates that isn't there botocore says no more.
-        missing = isinstance(error.__context__, FileNotFoundError)
-        raise StoreError("setup" if missing else "passing", type(error).__name__) from error
+        # Of a bundle of certificates that isn't there, or is none, botocore says no more.
+        bundle = isinstance(error.__context__, FileNotFoundError | PermissionError | ssl.SSLError)
+        raise StoreError("setup" if bundle else "passing", type(error).__name__) from error
     except exceptions.ParamValidationError as error:
         raise StoreError("wrong", type(error).__name__) from error
     except (exceptions.BotoCoreError, ValueError) as error:

@@ -11,14 +11,19 @@ from typing import Any
 import faults
 import matrix
 import pytest
+from aiobotocore import session
 
 from job import storage
 from job.errors import CredentialsError, TemporaryError
 from job.storage import Place, retrying
 
 FOR_EVER = 10_000  # requests
-# What may be read back instead of being sent again; and what has no length may end where it ends.
-READ_BACK = {("no proof", "PUT"), ("page with ETag", "PUT")}
+# What may be looked at instead of being sent again; and what has no length may end where it ends.
+READ_BACK = {
+    *(("no proof", "PUT"), ("page with ETag", "PUT")),
+    # Of Google, what describes the object is asked for: an emulator's 404 looks like an ingress'.
+    *(("404 page", "GET of nothing"), ("404 of another service", "GET of nothing")),
+}
 WRITTEN_OR_NOT = ("page", "page with ETag", "empty", "204", "no proof")
 
 
@@ -92,6 +97,7 @@ def test_where_the_store_never_answers_nothing_is_known(
     faulty: faults.Proxy, place: Place, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "a token for the store alone")
+    session.AioSession.cache_clear()
     storage.configure(storage.Settings())
     told = {}
     for name, ask in those_that(fault, place).items():
@@ -105,6 +111,7 @@ def test_where_the_store_never_answers_nothing_is_known(
         assert faulty.astray == []  # neither what was to be written nor any credentials
     assert told
     monkeypatch.delenv("AWS_SESSION_TOKEN")
+    session.AioSession.cache_clear()  # which `quick` has made to keep its credentials
     storage.configure(storage.Settings())
     faulty.clear()
     assert storage.names(place) == []
@@ -116,11 +123,11 @@ def test_an_answer_that_is_not_the_stores_accuses_it_of_nothing(
     faulty: faults.Proxy, place: Place, fault: str, number: int
 ) -> None:
     """The first write in a bucket is sent twice: had both been accepted, it would overwrite."""
-    faulty.spoil(fault, first=number)
+    looks = 2 if faulty.scheme == "gs" else 1  # of the emulator it takes two to see nothing
+    faulty.spoil(fault, first=number + looks - 1)
     storage.create(place / "object", b"content")
-    assert [request.method for request in faulty.requests[:3]] == ["GET", "PUT", "PUT"] or (
-        "GET" in [request.method for request in faulty.requests[2:]]  # it was read back before
-    )
+    methods = [request.method for request in faulty.requests[looks:]]
+    assert methods[:2] == ["PUT", "PUT"] or methods[1] == "GET"  # it was read back before
     faulty.clear()
     assert storage.read(place / "object", 100) == b"content"
 

@@ -161,12 +161,6 @@ def test_the_matrix_sees_what_is_missing(
     monkeypatch.setattr(
         storage, "create", lambda place, data: place.name == lost or create(place, data)
     )
-    monkeypatch.setattr(  # while there is one
-        storage,
-        "create_all",
-        lambda objects: [storage.create(*each) for each in objects.items()],
-        raising=False,
-    )
     case = life._live(matrix.Case(faults.Request("", ""), -1, "none"))
     assert any("wrong commit" in fault and lost in fault for fault in case.wrong), case
 
