@@ -231,7 +231,12 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
 
 
 def _progress_aside(timeout: float, anonymous: bool) -> Progress:
-    """Return where a command that prints its result says anything else, and use storage so."""
+    """Return where a command that prints its result says anything else, and use storage so.
+
+    Such a command has no work to save: Ctrl-C ends it at once.
+    """
+    _, ended = _failed("interrupted", signals.EXIT_INTERRUPTED)
+    signals.end_when_interrupted(lambda: _tell([], ended))
     progress = Progress("text", sys.stderr)
     _use_storage(timeout, anonymous, progress)
     flags.warn_of_unknown_variables(os.environ, progress)

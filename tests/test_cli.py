@@ -552,6 +552,36 @@ def test_a_second_ctrl_c_leaves_a_training_that_saves_for_too_long(small_mnist, 
         assert training.stderr.read() == ""
 
 
+# As TensorFlow's import does with what is raised inside.
+SWALLOWING = """
+import sys, time
+from job.process import runtime
+def swallow():
+    print("importing", flush=True)
+    try:
+        time.sleep(60)
+    except BaseException:
+        raise ImportError("optree")
+runtime.import_tensorflow = swallow
+"""
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_ctrl_c_while_tensorflow_is_imported_is_no_bug(trained, tmp_path, name):
+    (tmp_path / "sitecustomize.py").write_text(SWALLOWING)
+    with subprocess.Popen(
+        [sys.executable, "-m", "job", name, "--weights", trained],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert process.stderr.read() == "mnist-job: error: interrupted (exit 130)\n"
+
+
 LATE = """
 import atexit, sys
 from job import cli
