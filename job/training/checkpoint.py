@@ -179,7 +179,8 @@ class Checkpoints:
         Raises:
             ConflictError: it belongs to another config or other data.
             DataError: there are checkpoints, and none verifies.
-            TemporaryError: the same of an object store, which has only what was written whole.
+            TemporaryError: the same of an object store, which has only what was written whole, and
+                of a folder in which a twin writes and removes faster than this reads.
             MissingInputError: one may not be read, which is not to say that it is damaged.
             OutputError: they can't be seen, which is not to say that there are none.
         """
@@ -217,6 +218,11 @@ class Checkpoints:
             f"{self._folder} showed {seen} checkpoints and none is intact: not starting from "
             "scratch over them"
         )
+        if names_in(self._folder) != self._known:
+            raise TemporaryError(
+                f"{said}; they change meanwhile: if another process works on this run, let it, and "
+                "try again later"
+            )
         if odd and self._folder.kind != "file":
             raise TemporaryError(
                 f"{said}; a store holds only whole ones, so try again, and if that ends the same, "

@@ -256,6 +256,23 @@ def test_what_a_twin_removed_meanwhile_is_listed_anew_in_a_store(place, log, mon
     assert "checkpoint_passed_by" not in log.getvalue()
 
 
+def test_a_twin_that_is_faster_each_time_is_no_damage(tmp_path, checkpoints, monkeypatch):
+    saved(tmp_path, STATE, replace(STATE, step=8))
+    twin, read = at(Place.of(tmp_path / "run" / "checkpoints"), io.StringIO()), storage.read
+    twin.restore(OWNER)
+    steps = iter(range(9, 99))
+
+    def late(place: Place, limit_bytes: int) -> bytes:
+        for _ in range(2):
+            twin.save(replace(STATE, step=next(steps)))
+            twin.prune(keep=2)
+        return read(place, limit_bytes)
+
+    monkeypatch.setattr(storage, "read", late)
+    with pytest.raises(TemporaryError, match="try again later"):
+        checkpoints.restore(OWNER)
+
+
 def test_what_a_listing_names_again_and_again_is_passed_by(tmp_path, checkpoints, log, monkeypatch):
     saved(tmp_path, STATE)
     names_in, gone = checkpoint.names_in, f"{8:010}-{'a' * 64}.safetensors"
