@@ -40,7 +40,7 @@ MAX_BYTES = 4096 * storage.MEBIBYTE
 FORMAT = 1
 MOST_FAILURES = 3  # of saves in a row; then the run ends
 MOST_FAILING_SECONDS = 600.0  # or when they fail for so long, few as they are
-RETRY_SECONDS = 30.0  # from a save that failed to the next, where that isn't due before
+RETRY_SECONDS = 30.0  # from a save that failed to the next: three in a row outlast a short trouble
 
 _LOOKS = 2  # at what isn't as it was written: one odd answer is not the last word
 _HOPELESS = (ClusterError, ConflictError, CredentialsError, MissingInputError, UsageError)
@@ -244,7 +244,7 @@ class Checkpoints:
             return
         if (ending := self._outcome()) is not None:
             raise ending
-        wait = min(self._every_seconds, RETRY_SECONDS) if self._failures else self._every_seconds
+        wait = RETRY_SECONDS if self._failures else self._every_seconds
         if time.monotonic() - self._last < wait:
             return
         self._last = time.monotonic()
