@@ -356,8 +356,8 @@ def entry_point() -> None:
     try:
         code = main()
         signals.ignore()  # what comes from now on comes too late
-    except (StoppedError, KeyboardInterrupt):  # too late as well: the command has ended
-        code = StoppedError.exit_code
+    except (StoppedError, KeyboardInterrupt) as late:  # too late as well: the command has ended
+        code = verdict.of_error(late)["code"]
     drop_unwritten()
     if watchdog.is_supervised():
         # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.

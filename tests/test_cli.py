@@ -612,6 +612,26 @@ def test_a_signal_after_the_commands_end_changes_nothing(number):
     assert (process.returncode, errors) == (0, "")
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_amid_the_last_words_has_its_own_code(number, code):
+    program = f"""
+import os, signal
+from job import cli
+from job.process.preemption import Preemption
+
+def main():
+    Preemption().install()
+    os.kill(os.getpid(), signal.{number})
+
+cli.main = main
+cli.entry_point()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
+
+
 HEAVY = (
     "tensorflow",
     "keras",
