@@ -231,7 +231,12 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
 
 
 def _progress_aside(timeout: float, anonymous: bool) -> Progress:
-    """Return where a command that prints its result says anything else, and use storage so."""
+    """Return where a command that prints its result says anything else, and use storage so.
+
+    Such a command has no work to save: Ctrl-C ends it at once.
+    """
+    _, ended = _failed("interrupted", signals.EXIT_INTERRUPTED)
+    signals.end_when_interrupted(lambda: _tell([], ended))
     progress = Progress("text", sys.stderr)
     _use_storage(timeout, anonymous, progress)
     flags.warn_of_unknown_variables(os.environ, progress)
@@ -351,8 +356,8 @@ def entry_point() -> None:
     try:
         code = main()
         signals.ignore()  # what comes from now on comes too late
-    except (StoppedError, KeyboardInterrupt):  # too late as well: the command has ended
-        code = StoppedError.exit_code
+    except (StoppedError, KeyboardInterrupt) as late:  # too late as well: the command has ended
+        code = verdict.of_error(late)["code"]
     drop_unwritten()
     if watchdog.is_supervised():
         # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.

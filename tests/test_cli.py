@@ -552,6 +552,36 @@ def test_a_second_ctrl_c_leaves_a_training_that_saves_for_too_long(small_mnist, 
         assert training.stderr.read() == ""
 
 
+# As TensorFlow's import does with what is raised inside.
+SWALLOWING = """
+import sys, time
+from job.process import runtime
+def swallow():
+    print("importing", flush=True)
+    try:
+        time.sleep(60)
+    except BaseException:
+        raise ImportError("optree")
+runtime.import_tensorflow = swallow
+"""
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict"])
+def test_ctrl_c_while_tensorflow_is_imported_is_no_bug(trained, tmp_path, name):
+    (tmp_path / "sitecustomize.py").write_text(SWALLOWING)
+    with subprocess.Popen(
+        [sys.executable, "-m", "job", name, "--weights", trained],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert process.stderr.read() == "mnist-job: error: interrupted (exit 130)\n"
+
+
 LATE = """
 import atexit, sys
 from job import cli
@@ -580,6 +610,26 @@ def test_a_signal_after_the_commands_end_changes_nothing(number):
         process.send_signal(number)
         _, errors = process.communicate("go on\n", timeout=60)  # it waits for this line
     assert (process.returncode, errors) == (0, "")
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_amid_the_last_words_has_its_own_code(number, code):
+    program = f"""
+import os, signal
+from job import cli
+from job.process.preemption import Preemption
+
+def main():
+    Preemption().install()
+    os.kill(os.getpid(), signal.{number})
+
+cli.main = main
+cli.entry_point()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (code, "")
 
 
 HEAVY = (

@@ -664,6 +664,7 @@ def test_credentials_that_expire_in_mid_run_end_it(
 def test_a_folder_that_takes_no_more_files_ends_the_run(
     small_mnist, tmp_path, command, monkeypatch
 ):
+    from job.training import checkpoint
     from job.training.checkpoint import Checkpoints
 
     prune, folder = Checkpoints.prune, tmp_path / "r" / "checkpoints"
@@ -674,6 +675,7 @@ def test_a_folder_that_takes_no_more_files_ends_the_run(
         folder.write_bytes(b"")
 
     monkeypatch.setattr(Checkpoints, "prune", then_in_the_way)
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.0)
     ended = command("train", "--data", small_mnist, "--output", tmp_path, "--run-id", "r", *LONG)
     assert ended.code == 74
     [saved] = events_of(ended, "checkpoint_saved")

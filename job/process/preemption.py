@@ -30,6 +30,19 @@ def ignore() -> None:
     signal.signal(signal.SIGINT, lambda *_: None)  # SIG_IGN would keep it from who listens
 
 
+def end_when_interrupted(last_words: Callable[[], None]) -> None:
+    """Let Ctrl-C end this process at once: TensorFlow's import swallows or wraps what is raised."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        del frame
+        signal.signal(number, signal.SIG_DFL)  # should nobody take the last words
+        with contextlib.suppress(Exception):
+            last_words()
+        os._exit(EXIT_INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
+
+
 class Preemption:
     """Knows whether the run has been asked to stop."""
 
@@ -48,7 +61,7 @@ class Preemption:
             spent_seconds: how much of it has passed.
             when_asked: called inside the handler of the first signal, so it must wait for nothing.
             when_interrupted: called in a thread soon after a first SIGINT that hasn't ended the
-                process; a second one then does, at once, with 130. None leaves that to the process
+                command; a second one then does, at once, with 130. None leaves that to the process
                 which watches over this one, and repeats to it the first.
         """
         self._began = time.monotonic() - spent_seconds
@@ -156,8 +169,10 @@ class Preemption:
         with contextlib.suppress(BlockingIOError):
             os.read(reader, 4096)  # the same Ctrl-C again
         os.set_blocking(reader, True)
-        if self._when_interrupted is not None:
-            self._when_interrupted()
+        # Nothing to say once the command has ended; and saying must not keep this thread from
+        # listening, as it would where nobody reads a full pipe.
+        if self._when_interrupted is not None and signal.getsignal(signal.SIGINT) == self._handle:
+            threading.Thread(target=self._when_interrupted, daemon=True, name="stopping").start()
         if not _interrupted(reader):
             return
         if self._child is not None:

@@ -40,7 +40,7 @@ MAX_BYTES = 4096 * storage.MEBIBYTE
 FORMAT = 1
 MOST_FAILURES = 3  # of saves in a row; then the run ends
 MOST_FAILING_SECONDS = 600.0  # or when they fail for so long, few as they are
-RETRY_SECONDS = 30.0  # from a save that failed to the next, where that isn't due before
+RETRY_SECONDS = 30.0  # from a save that failed to the next: three in a row outlast a short trouble
 
 _LOOKS = 2  # at what isn't as it was written: one odd answer is not the last word
 _HOPELESS = (ClusterError, ConflictError, CredentialsError, MissingInputError, UsageError)
@@ -179,7 +179,8 @@ class Checkpoints:
         Raises:
             ConflictError: it belongs to another config or other data.
             DataError: there are checkpoints, and none verifies.
-            TemporaryError: the same of an object store, which has only what was written whole.
+            TemporaryError: the same of an object store, which has only what was written whole, and
+                of a folder in which a twin writes and removes faster than this reads.
             MissingInputError: one may not be read, which is not to say that it is damaged.
             OutputError: they can't be seen, which is not to say that there are none.
         """
@@ -217,6 +218,11 @@ class Checkpoints:
             f"{self._folder} showed {seen} checkpoints and none is intact: not starting from "
             "scratch over them"
         )
+        if names_in(self._folder) != self._known:
+            raise TemporaryError(
+                f"{said}; they change meanwhile: if another process works on this run, let it, and "
+                "try again later"
+            )
         if odd and self._folder.kind != "file":
             raise TemporaryError(
                 f"{said}; a store holds only whole ones, so try again, and if that ends the same, "
@@ -238,7 +244,7 @@ class Checkpoints:
             return
         if (ending := self._outcome()) is not None:
             raise ending
-        wait = min(self._every_seconds, RETRY_SECONDS) if self._failures else self._every_seconds
+        wait = RETRY_SECONDS if self._failures else self._every_seconds
         if time.monotonic() - self._last < wait:
             return
         self._last = time.monotonic()

@@ -162,6 +162,23 @@ def test_a_second_ctrl_c_ends_the_process_at_once(busy, work):
     assert process.communicate() == ("", "")
 
 
+def test_a_second_ctrl_c_ends_a_process_whose_words_nobody_takes(busy):
+    """Its standard output is a full pipe, and waits for whoever reads it."""
+    process = busy('print("x" * 2**20)')
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+
+
+def test_a_command_that_has_ended_does_not_say_that_it_stops(busy):
+    process = busy("import job.process.preemption as all; all.ignore(); time.sleep(2)")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("saved\n", "")
+
+
 def test_a_first_ctrl_c_that_comes_twice_is_one(busy):
     """A terminal sends it to all that it started, and who started us may send it again."""
     process = busy("time.sleep(3)")

@@ -52,6 +52,15 @@ STATE = State(
 )
 
 
+RETRY_SECONDS = checkpoint.RETRY_SECONDS
+
+
+@pytest.fixture(autouse=True)
+def no_wait(monkeypatch) -> None:
+    """Let what failed be tried again at once."""
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", 0.0)
+
+
 @pytest.fixture
 def log() -> io.StringIO:
     return io.StringIO()
@@ -254,6 +263,23 @@ def test_what_a_twin_removed_meanwhile_is_listed_anew_in_a_store(place, log, mon
     twin_in_between(monkeypatch, place)
     assert at(place, log).restore(OWNER).step == 9
     assert "checkpoint_passed_by" not in log.getvalue()
+
+
+def test_a_twin_that_is_faster_each_time_is_no_damage(tmp_path, checkpoints, monkeypatch):
+    saved(tmp_path, STATE, replace(STATE, step=8))
+    twin, read = at(Place.of(tmp_path / "run" / "checkpoints"), io.StringIO()), storage.read
+    twin.restore(OWNER)
+    steps = iter(range(9, 99))
+
+    def late(place: Place, limit_bytes: int) -> bytes:
+        for _ in range(2):
+            twin.save(replace(STATE, step=next(steps)))
+            twin.prune(keep=2)
+        return read(place, limit_bytes)
+
+    monkeypatch.setattr(storage, "read", late)
+    with pytest.raises(TemporaryError, match="try again later"):
+        checkpoints.restore(OWNER)
 
 
 def test_what_a_listing_names_again_and_again_is_passed_by(tmp_path, checkpoints, log, monkeypatch):
@@ -587,9 +613,13 @@ def test_failures_for_minutes_end_the_run_however_few(
         offered(checkpoints, 3)
 
 
-def test_after_a_failure_the_next_save_is_soon(clock, tmp_path, log, monkeypatch):
-    """A long interval is for work, not for hope."""
-    rare = Checkpoints(Place.of(tmp_path), 3600, Progress("json", log))
+@pytest.mark.parametrize("every_seconds", [0, 3600])
+def test_after_a_failure_the_next_save_is_soon_and_not_at_once(
+    clock, tmp_path, log, monkeypatch, every_seconds
+):
+    """A long interval is for work, not for hope; in a short one no trouble would ever pass."""
+    monkeypatch.setattr(checkpoint, "RETRY_SECONDS", RETRY_SECONDS)
+    saves = Checkpoints(Place.of(tmp_path), every_seconds, Progress("json", log))
 
     def fail(*_):
         raise OutputError("no room")
@@ -597,13 +627,13 @@ def test_after_a_failure_the_next_save_is_soon(clock, tmp_path, log, monkeypatch
     clock.seconds += 3600
     with monkeypatch.context() as patch:
         patch.setattr(storage, "create", fail)
-        offered(rare, 1)
+        offered(saves, 1)
     clock.seconds += 29
-    rare.offer(lambda: pytest.fail("too soon"))
+    saves.offer(lambda: pytest.fail("too soon"))
     clock.seconds += 1
-    offered(rare, 2)
-    clock.seconds += 3599
-    rare.offer(lambda: pytest.fail("it was written, so there is time again"))
+    offered(saves, 2)
+    clock.seconds += every_seconds - 1
+    saves.offer(lambda: pytest.fail("it was written, so there is time again"))
     assert [event["event"] for event in events(log)] == ["checkpoint_failed", "checkpoint_saved"]
 
 
