@@ -322,6 +322,9 @@ def _unforeseen(error: Exception) -> tuple[int, dict[str, Any]]:
 
 def _what_is_wrong(error: typer.TyperException) -> str:
     """Return Typer's message, and the value, which it leaves out when pydantic refused it."""
+    name = getattr(error, "option_name", None)
+    if isinstance(name, str) and name in flags.GONE:
+        return f"{name} is gone: {flags.GONE[name]}"
     message = " ".join(error.format_message().split())
     refused: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
     return ", not ".join([message, *(repr(refusal["input"]) for refusal in refused)])

@@ -483,6 +483,15 @@ def test_an_unknown_variable_is_told_with_the_nearest_known_one(command, monkeyp
     ]
 
 
+@pytest.mark.parametrize("words", [("--cache", "none"), ("--cache=none",)])
+def test_a_flag_that_is_gone_says_why(command, words):
+    done = command("train", "--log", "text", *words)
+    assert done.err == (
+        "mnist-job: error: --cache is gone: the job no longer keeps copies of data sets: "
+        "leave it out (exit 64)\n"
+    )
+
+
 def test_the_failure_has_the_form_of_the_log(command):
     """A collector that reads JSON reads the failure too; a person reads a sentence."""
     failed = json.loads(command("train", "--epochs", 0, "--log", "json").err)
