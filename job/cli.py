@@ -14,6 +14,7 @@ from job import __version__, flags, storage
 from job.config import RunConfig, fresh_run_id, parse_data
 from job.errors import (
     ClusterError,
+    CredentialsError,
     JobError,
     OutputError,
     StoppedError,
@@ -219,7 +220,7 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
     command = shlex.join([PROGRAM, *words, *([] if named else ["--run-id", run_id])])
     try:
         yield
-    except (StoppedError, TemporaryError) as error:
+    except (StoppedError, TemporaryError, CredentialsError) as error:
         if not alone:
             raise
         raise type(error)(f"{error}; go on with: {command}") from error

@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 
 from job import __version__, cli, run, storage
-from job.errors import StoppedError, TemporaryError
+from job.errors import CredentialsError, StoppedError, TemporaryError
 from job.process import preemption, runtime
 from job.results import inference
 
@@ -444,6 +444,7 @@ def test_metrics_of_somebody_else_are_no_bug(command, trained, small_mnist, tmp_
     [
         (StoppedError("stopped"), 143, "stopped"),
         (TemporaryError("--time-limit 3 reached"), 75, "--time-limit 3 reached"),
+        (CredentialsError("refused"), 77, "refused"),
         (KeyboardInterrupt(), 130, "interrupted, the work is saved"),
     ],
 )

@@ -190,7 +190,10 @@ def explained(error: StoreError, place: Place, doing: str, store: Connection) ->
         )
     if error.kind in {"passing", "busy", "changed"}:
         slow = "if the object is large or the way to the store slow, give more --storage-timeout"
-        foreign = f"if it stays so, something else answers, such as a proxy: check {store.endpoint}"
+        foreign = (
+            "if it stays so, something else answers, such as a proxy or a login page: check the "
+            f"network and {store.endpoint}"
+        )
         return TemporaryError(
             f"{what}: try again later; {foreign if _FOREIGN.match(error.detail) else slow}"
         )
