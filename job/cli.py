@@ -33,8 +33,8 @@ from job.workers.cluster import Cluster
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
 MAX_PREDICTIONS = 100_000
-# Of the 25 that a pod on a spot node has to end: these for saving, run.END_SECONDS for the record
-# of the end, and the rest for a chunk of training to finish and the process to go.
+# A pod on a spot node has 25 seconds to end: these are for saving, run.END_SECONDS for the record
+# of the end, and the rest for a chunk of training to finish and the process to exit.
 HURRY_SECONDS = 15.0
 _BUG = "this is a bug in the job, not in what you did: please report it"
 

@@ -99,7 +99,7 @@ class S3:
 
     def __init__(self, *, anonymous: bool, timeout_seconds: float, connections: int) -> None:
         """Open nothing yet; `anonymous` sends requests unsigned."""
-        # What it says there with tracebacks comes here as an error.
+        # What it logs there, with tracebacks, is raised here too.
         logging.getLogger("aiobotocore.credentials").setLevel(logging.CRITICAL)
         config = {
             "retries": {"total_max_attempts": 1, "mode": "standard"},
