@@ -14,6 +14,7 @@ from job import __version__, flags, storage
 from job.config import RunConfig, fresh_run_id, parse_data
 from job.errors import (
     ClusterError,
+    CredentialsError,
     JobError,
     OutputError,
     StoppedError,
@@ -32,8 +33,8 @@ from job.workers.cluster import Cluster
 PROGRAM = "mnist-job"
 EXIT_BUG = JobError.exit_code
 MAX_PREDICTIONS = 100_000
-# Of the 25 that a pod on a spot node has to end: these for saving, run.END_SECONDS for the record
-# of the end, and the rest for a chunk of training to finish and the process to go.
+# A pod on a spot node has 25 seconds to end: these are for saving, run.END_SECONDS for the record
+# of the end, and the rest for a chunk of training to finish and the process to exit.
 HURRY_SECONDS = 15.0
 _BUG = "this is a bug in the job, not in what you did: please report it"
 
@@ -219,7 +220,7 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
     command = shlex.join([PROGRAM, *words, *([] if named else ["--run-id", run_id])])
     try:
         yield
-    except (StoppedError, TemporaryError) as error:
+    except (StoppedError, TemporaryError, CredentialsError) as error:
         if not alone:
             raise
         raise type(error)(f"{error}; go on with: {command}") from error
@@ -327,6 +328,9 @@ def _unforeseen(error: Exception) -> tuple[int, dict[str, Any]]:
 
 def _what_is_wrong(error: typer.TyperException) -> str:
     """Return Typer's message, and the value, which it leaves out when pydantic refused it."""
+    name = getattr(error, "option_name", None)
+    if isinstance(name, str) and name in flags.GONE:
+        return f"{name} is gone: {flags.GONE[name]}"
     message = " ".join(error.format_message().split())
     refused: list[dict[str, Any]] = getattr(error.__cause__, "errors", list)()
     return ", not ".join([message, *(repr(refusal["input"]) for refusal in refused)])

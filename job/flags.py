@@ -15,6 +15,8 @@ from job.process.progress import LogFormat, Progress
 PREFIX = "MNIST_JOB_"
 _INTERNAL = f"{PREFIX}INTERNAL_"  # what the job tells processes of its own
 _variables: set[str] = set()
+# Flags that there were once, for who still has one in a manifest: what to do instead.
+GONE = {"--cache": "the job no longer keeps copies of data sets: leave it out"}
 
 
 def _flag(name: str, text: str) -> Any:

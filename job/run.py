@@ -134,7 +134,7 @@ class _Attempt:
 def _complete_already(
     folder: RunFolder, config: RunConfig, progress: Progress
 ) -> dict[str, Any] | None:
-    """Return the metrics of a run that is complete, having looked after it, else None."""
+    """Return the metrics of a run that is complete, else None; compare its data, and tidy it."""
     if (document := folder.finished(config)) is None:
         return None
     _compare_data(document, config, progress)

@@ -46,8 +46,8 @@ ALTERED = ("no proof", "no range", "no length", "other bytes")
 PASSING = (*UNWELL, *SLOW, *FOREIGN, *ALTERED)
 # A page with 403 is that of a proxy which lets nobody through: to ask again is of no use.
 REFUSING = ("401", "403", "403 page", "expired")
-# A listing that never moves on is one only while it lasts. It does move on in the end, so that who
-# goes in circles is found out by what comes of it, and not by waiting for ever.
+# A listing that never moves on, which takes more than one answer. After CIRCLES answers it does
+# move on, so that the test of a job which follows it fails and doesn't wait for ever.
 LASTING_ONLY = ("same page",)
 CIRCLES = 50
 FAULTS = (*PASSING, *REFUSING, *LASTING_ONLY)
@@ -370,6 +370,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif status != 204:
             lines += [f"Content-Length: {len(body)}"]
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        if self.command == "HEAD":  # which botocore sends after a redirect; its answer has no body
+            body = b""
         if fault == "truncated":
             # Half of the body, or of the head where there is no body.
             whole = head + body

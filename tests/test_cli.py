@@ -13,7 +13,7 @@ import pytest
 from conftest import REPOSITORY
 
 from job import __version__, cli, run, storage
-from job.errors import StoppedError, TemporaryError
+from job.errors import CredentialsError, StoppedError, TemporaryError
 from job.process import preemption, runtime
 from job.results import inference
 
@@ -444,6 +444,7 @@ def test_metrics_of_somebody_else_are_no_bug(command, trained, small_mnist, tmp_
     [
         (StoppedError("stopped"), 143, "stopped"),
         (TemporaryError("--time-limit 3 reached"), 75, "--time-limit 3 reached"),
+        (CredentialsError("refused"), 77, "refused"),
         (KeyboardInterrupt(), 130, "interrupted, the work is saved"),
     ],
 )
@@ -481,6 +482,15 @@ def test_an_unknown_variable_is_told_with_the_nearest_known_one(command, monkeyp
         ("unknown_variable", "MNIST_JOB_EPOCH", "MNIST_JOB_EPOCHS"),
         ("unknown_variable", "MNIST_JOB_ZZZZZZ", None),
     ]
+
+
+@pytest.mark.parametrize("words", [("--cache", "none"), ("--cache=none",)])
+def test_a_flag_that_is_gone_says_why(command, words):
+    done = command("train", "--log", "text", *words)
+    assert done.err == (
+        "mnist-job: error: --cache is gone: the job no longer keeps copies of data sets: "
+        "leave it out (exit 64)\n"
+    )
 
 
 def test_the_failure_has_the_form_of_the_log(command):

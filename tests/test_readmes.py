@@ -208,6 +208,7 @@ def test_a_wrong_command_is_found(words: str) -> None:
 def test_every_flag_and_variable_is_one_that_there_is(path: Path) -> None:
     known = {f"--{name}" for name in re.findall(r'_flag\(\s*"([a-z-]+)"', _flags_source())}
     known |= {"--version", "--help", "--install-completion"} | FOREIGN
+    known |= set(flags.GONE) if path.name == "CHANGELOG.md" else set()
     scripts = "".join(p.read_text() for p in (REPOSITORY / "scripts").rglob("*.py"))
     known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', scripts))
     text = path.read_text()

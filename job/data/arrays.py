@@ -2,8 +2,8 @@
 
 A file may lie about its size. So a `StoredArray` is made from headers alone, the caller decides by
 shape and dtype whether it wants the numbers, and `values` then inflates no more than was claimed.
-Memory follows the bytes that really come, never the claim: what is stored plainly is looked at in
-place, what is packed fills one buffer. Nothing here unpickles.
+Memory follows the bytes that really come, never the claim: what is stored uncompressed is used
+where it lies, what is compressed is unpacked into one buffer. Nothing here unpickles.
 
 Formats: NPY and NPZ as numpy.lib.format describes them; IDX as in "The MNIST database of
 handwritten digits", http://yann.lecun.com/exdb/mnist/, plain or gzipped.
@@ -32,7 +32,7 @@ from job.errors import DataError
 ZIP_MAGIC = b"PK"
 GZIP_MAGIC = b"\x1f\x8b"
 
-ALIGNMENT_BYTES = 64  # where TensorFlow's own memory begins; it works in no other
+ALIGNMENT_BYTES = 64  # TensorFlow uses memory that begins at a multiple of this, and copies other
 
 _MAX_HEADER_BYTES = 2048  # a plain array's has 128; more is not given to the literal parser
 _MAX_ENTRIES = 1000  # zipfile builds an object of some 600 bytes for each 46 bytes of directory
@@ -74,7 +74,7 @@ class StoredArray:
     dtype: np.dtype[Any]
     order: Literal["C", "F"]
     read_bytes: Callable[[int], memoryview]
-    """Given `size_bytes`; so it needn't know its array, a cycle that would keep the whole file."""
+    """Called with `size_bytes`. A reference to its array would be a cycle, and keep the file."""
     mapped: bool = False
     """Its numbers stay in the file, and take memory only while they are looked at."""
 
@@ -244,7 +244,7 @@ def _read_at_most(file: IO[bytes] | io.BufferedIOBase, limit_bytes: int) -> memo
     data += bytes(ALIGNMENT_BYTES)
     start = -np.frombuffer(data, np.uint8).ctypes.data % ALIGNMENT_BYTES
     room = memoryview(data)
-    room[start : start + size] = room[:size]  # moved, not copied: a second buffer is what it spares
+    room[start : start + size] = room[:size]  # moved within the buffer: no second one is needed
     return room[start : start + size]
 
 

@@ -85,7 +85,7 @@ def pixels(array: StoredArray) -> Images:
         DataError: one is no whole number from 0 to 255, or the array is damaged.
     """
     values = array.values()
-    # What is mapped stays where it is, for it would be read into memory.
+    # What is mapped stays where it is: a copy would read all of it into memory.
     result: Images = values if array.mapped and values.dtype == np.uint8 else _aligned(values)
     if values.dtype != np.uint8:
         bad = result != values
@@ -123,7 +123,7 @@ def labels(array: StoredArray) -> Labels:
 
 
 def _aligned(values: NDArray[Any]) -> Images:
-    """Return `values` as uint8 in C order in memory of their own, from an `ALIGNMENT_BYTES` on.
+    """Return `values` as uint8 in C order in memory of their own, aligned for TensorFlow.
 
     They are copied unless they lie so already. What doesn't fit comes out as some other number, so
     the caller compares.

@@ -25,9 +25,9 @@ _REPEAT_SECONDS = 0.5
 
 
 def ignore() -> None:
-    """Take no signal any more, but a second Ctrl-C: there is nothing left to stop."""
+    """Heed no signal any more but a second Ctrl-C: there is nothing left to stop."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, lambda *_: None)  # SIG_IGN would keep it from who listens
+    signal.signal(signal.SIGINT, lambda *_: None)  # SIG_IGN would hide it from `_listen`
 
 
 def end_when_interrupted(last_words: Callable[[], None]) -> None:

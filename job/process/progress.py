@@ -50,7 +50,7 @@ class Progress:
             if line:
                 write_line(self._stream, line)
         except (OSError, ValueError) as error:
-            if not isinstance(error, BrokenPipeError):  # nobody reads any more, as somebody wished
+            if not isinstance(error, BrokenPipeError):  # a reader leaves on purpose, as `head` does
                 self._trouble("log_not_written", reason=reason(error))
 
     def _line(self, name: str, details: Mapping[str, Any]) -> str:
@@ -72,7 +72,7 @@ def write_line(stream: TextIO, line: str) -> None:
     """Write `line` to `stream`, whatever the stream can show.
 
     Raises:
-        OSError, ValueError: it can't be written; what is left of it goes before the next line.
+        OSError, ValueError: it can't be written; what is left of it comes before the next line.
     """
     encoding = stream.encoding or "utf-8"  # which may lack signs that a path has
     line = line.encode(encoding, "backslashreplace").decode(encoding)
@@ -85,9 +85,10 @@ def reason(error: Exception) -> str:
 
 
 def hold_streams() -> None:
-    """Keep the numbers of closed standard streams, or a file of ours would get them.
+    """Open something in place of closed standard streams: the next file would get their numbers.
 
-    Then others, such as TensorFlow, would write into it. Writing to them fails as before.
+    TensorFlow, which prints to number 2, would then write into that file. Writing to such a stream
+    fails as before.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -219,7 +219,7 @@ def read_artifact(place: Place, limit_bytes: int) -> tuple[bytes, dict[str, Any]
     Raises:
         MissingInputError: no such file.
         DataError: it is not the file that was published, or `metrics.json` can't be understood.
-        TemporaryError: it came from a store, which holds only what was written, as something else.
+        TemporaryError: a store gave other bytes, twice; it holds only whole objects: try again.
     """
     data = storage.read(place, limit_bytes)
     metrics_place = place.beside(METRICS)

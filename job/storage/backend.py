@@ -3,8 +3,9 @@
 Besides what is said of each verb, an object store can raise CredentialsError, TemporaryError (no
 answer, however often it was asked), ClusterError (it can't be what the job needs) and, for a bucket
 that isn't there, UsageError when writing and MissingInputError otherwise; but nothing `exists` in
-such a bucket. "It can't be seen" counts as "it isn't there" for `mapped` and `is_folder` of files
-only, since `read` comes after them and tells the reason.
+such a bucket. Files can raise OutputError whatever is asked (a device that fails), and UsageError
+(a path that no file can have). "It can't be seen" counts as "it isn't there" for `mapped` and
+`is_folder` of files only, since `read` comes after them and tells the reason.
 """
 
 import mmap

@@ -39,6 +39,8 @@ Failure = Literal[
 ]
 FOREIGN = "an answer that is not the store's"
 
+# How the detail begins where somebody else answered: such a status has no code of the store's.
+_FOREIGN = re.compile(rf"{FOREIGN}|([23]\d\d|404)(,|$)")
 _WORD = re.compile(r"[A-Za-z]+(\.[A-Za-z]+)*")  # a code of an error; other text may hold a key
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{6,128}")
 
@@ -187,9 +189,13 @@ def explained(error: StoreError, place: Place, doing: str, store: Connection) ->
             f"{place}: there is no bucket {place.bucket!r}; create it, or correct the URI"
         )
     if error.kind in {"passing", "busy", "changed"}:
+        slow = "if the object is large or the way to the store slow, give more --storage-timeout"
+        foreign = (
+            "if it stays so, something else answers, such as a proxy or a login page: check the "
+            f"network and {store.endpoint}"
+        )
         return TemporaryError(
-            f"{what}: try again later; if the object is large or the way to the store slow, give "
-            "more --storage-timeout"
+            f"{what}: try again later; {foreign if _FOREIGN.match(error.detail) else slow}"
         )
     if error.kind in {"setup", "unable"}:
         return ClusterError(

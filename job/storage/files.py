@@ -37,7 +37,7 @@ class Files:
     """The file systems of this machine: a `Backend`, which says what each verb promises."""
 
     def __init__(self) -> None:
-        self._devices: dict[Path, int] = {}  # that were seen where files are written
+        self._devices: dict[Path, int] = {}  # of folders above what is written, as first seen
 
     def read(self, place: Place, limit_bytes: int) -> bytes:
         """Return the content, held once in memory."""
@@ -113,7 +113,8 @@ class Files:
     def _check_devices(self, path: Path) -> None:
         """Raise an OutputError if a folder above `path` is gone or has changed its file system.
 
-        What lies below the mount point of a volume that was unmounted would take files unseen.
+        When a volume was unmounted, files written below its mount point would land on the disk
+        beneath, where nobody looks for them.
         """
         for folder in path.absolute().parents:  # the deepest first: it wakes automatic mounts
             try:

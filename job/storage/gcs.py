@@ -34,7 +34,7 @@ from job.storage.connection import (
     piece,
 )
 
-# google-auth trusts a file of credentials to be one.
+# What google-auth raises if a file of credentials is none.
 _NO_FILE = (ValueError, TypeError, KeyError, AttributeError, OSError)
 
 

@@ -78,6 +78,16 @@ class _Session(AIOHTTPSession):  # type: ignore[misc]  # it has no types
         session = await super()._get_session(proxy_url)
         return SimpleNamespace(request=partial(session.request, allow_redirects=False))
 
+    async def send(self, request: Any) -> Any:
+        """Send a request; a HEAD is none of ours.
+
+        botocore asks so for the region of a bucket after a redirect that doesn't name it; and after
+        a redirect of that again, a hundred times.
+        """
+        if request.method == "HEAD":
+            raise StoreError("passing", FOREIGN)
+        return await super().send(request)
+
 
 class S3:
     """A connection to S3, or to a store that AWS_ENDPOINT_URL names."""
@@ -89,7 +99,7 @@ class S3:
 
     def __init__(self, *, anonymous: bool, timeout_seconds: float, connections: int) -> None:
         """Open nothing yet; `anonymous` sends requests unsigned."""
-        # What it says there with tracebacks comes here as an error.
+        # What it logs there, with tracebacks, is raised here too.
         logging.getLogger("aiobotocore.credentials").setLevel(logging.CRITICAL)
         config = {
             "retries": {"total_max_attempts": 1, "mode": "standard"},

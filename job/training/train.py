@@ -94,6 +94,7 @@ def train(
     Raises:
         StoppedError, TemporaryError, KeyboardInterrupt: asked to stop, and all work is saved.
         UsageError, DataError: the loss stopped being a number; with the flags that can be at fault.
+        JobError, MemoryError: no more can be saved; see `Checkpoints.offer`.
     """
     course = _Course(config, len(dataset.x_train))
     # Until the last save, work exists nowhere else.

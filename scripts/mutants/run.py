@@ -80,7 +80,7 @@ def listed(path: Path) -> list[Mutant]:
 def fails(copy: Path, tests: tuple[str, ...], stores: Path) -> bool:
     """Tell whether one of `tests` fails in the repository at `copy`."""
     environment = os.environ | {"PYTHONPATH": str(copy), "TEST_STORES": str(stores)}
-    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # two breaks of one second look alike to it
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # it tells versions apart by the second
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-n", "0", "-m", "not slow"]
     command += ["-p", "no:cacheprovider", *tests]
     try:

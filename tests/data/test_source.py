@@ -807,7 +807,7 @@ def test_loading_takes_twice_the_data_at_most_and_leaves_nothing_else(
     uri = write(tmp_path, {"set.npz": npz(arrays, METHODS[method])}) + "/set.npz"
     size_bytes = sum(array.nbytes for array in arrays.values())
     gc.collect()
-    gc.disable()  # it never looks at what was read beside the import of TensorFlow
+    gc.disable()  # nor does a run collect what was read before it froze all
     tracemalloc.start()
     try:
         found = source.load(parse(uri))

@@ -10,7 +10,7 @@ from botocore import exceptions
 from s3fs.errors import translate_boto_error
 
 from job.storage import gcs, parse, s3
-from job.storage.connection import Failure, StoreError, explained, piece
+from job.storage.connection import FOREIGN, Failure, StoreError, explained, piece
 
 CODES = {
     "absent": (66, 66),
@@ -68,6 +68,28 @@ def test_the_advice_is_that_of_the_store(uri: str, kind: Any, advice: str) -> No
     said = str(explained(error, place, "reading", STORES[place.kind]))
     assert advice in said
     assert ("credentials" in said) == (kind == "refused")
+
+
+@pytest.mark.parametrize(
+    ("detail", "foreign"),
+    [
+        (FOREIGN, True),
+        (f"{FOREIGN}, and no time is left", True),
+        ("302", True),
+        ("404, request 18EB63B592BF020F", True),
+        ("200 InternalError", False),
+        ("307 TemporaryRedirect", False),
+        ("503 SlowDown", False),
+        ("no answer in 60 s", False),
+    ],
+)
+@pytest.mark.parametrize("kind", STORES)
+def test_who_may_have_answered_is_said(kind: str, detail: str, foreign: bool) -> None:
+    store = STORES[kind]
+    error = StoreError("passing", detail)
+    said = str(explained(error, parse(f"{kind}://bucket/key"), "reading", store))
+    assert ("something else answers" in said and f"network and {store.endpoint}" in said) == foreign
+    assert ("--storage-timeout" in said) != foreign
 
 
 def test_one_try_is_not_counted() -> None:

@@ -135,7 +135,7 @@ def test_a_certificate_that_nobody_vouches_for_is_a_matter_of_the_setup(
     assert secure.requests == []  # nothing was said to a stranger
 
 
-@pytest.mark.parametrize("store", ["s3"], indirect=True)  # Python passes over an SSL_CERT_FILE
+@pytest.mark.parametrize("store", ["s3"], indirect=True)  # Python ignores a missing SSL_CERT_FILE
 @pytest.mark.parametrize("content", [None, "no certificate\n"])
 def test_a_bundle_that_is_none_is_a_matter_of_the_setup(
     secure: faults.Proxy, bundle: Path, content: str | None
