@@ -14,8 +14,9 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fsspec.asyn import get_loop
 
@@ -30,6 +31,26 @@ _LOOK_SECONDS = 0.1  # how soon it is seen that there is less time than there wa
 Result = TypeVar("Result")
 
 _WORTH_ANOTHER_TRY = ("passing", "busy", "not yet")
+
+
+class _Aside(ThreadPoolExecutor):
+    """Threads that hold no exit: a look for a host's name may take a minute, and can't be ended."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(work(*args, **more))
+                except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
+                    done.set_exception(error)
+
+        threading.Thread(target=run, daemon=True, name="storage aside").start()
+        return done
+
+
+_ASIDE = _Aside()
 
 
 def _never() -> float:
@@ -98,7 +119,9 @@ class Operation:
                 return await send()
 
         ends = time.monotonic() + seconds
-        work = asyncio.run_coroutine_threadsafe(bounded(), get_loop())
+        loop = get_loop()
+        loop.set_default_executor(_ASIDE)
+        work = asyncio.run_coroutine_threadsafe(bounded(), loop)
         try:
             # The loop itself sees to the deadline, unless something blocks it.
             while min(ends - time.monotonic(), self._left()) > -_LOOK_SECONDS:

@@ -2,6 +2,9 @@
 
 import asyncio
 import math
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -227,3 +230,19 @@ def test_waits_grow_are_spread_and_stay_within_what_is_said(
         column = [each[number] for each in waits]
         assert 0.25 * 2**number <= min(column) < max(column) <= 0.75 * 2**number
         assert len(set(column)) > 1
+
+
+def test_a_look_for_a_name_that_hangs_holds_no_exit() -> None:
+    program = """
+import socket, time
+from job import storage
+socket.getaddrinfo = lambda *_, **__: time.sleep(600)
+storage.configure(storage.Settings(timeout_seconds=0.5, anonymous=True))
+storage.read(storage.parse("s3://bucket/key"), 10)
+"""
+    environment = {**os.environ, "AWS_ENDPOINT_URL": "http://store.invalid"}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(
+        words, check=False, capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert "no answer in" in done.stderr
