@@ -58,6 +58,7 @@ _CODES: dict[str, Failure] = {
     **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull"), "full"),
     "XMinioAdminBucketQuotaExceeded": "full",
     "IDPCommunicationError": "passing",
+    **dict.fromkeys(("BadDigest", "IncompleteBody"), "passing"),  # damaged on the way
     "NoSuchBucket": "no bucket",
     "NoSuchKey": "absent",
     "PermanentRedirect": "setup",  # the bucket is in another region

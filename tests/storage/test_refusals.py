@@ -86,6 +86,8 @@ S3_ANSWERS = [
     (400, "ExpiredToken", "refused"),
     (400, "InvalidToken", "refused"),
     (400, "RequestTimeout", "passing"),
+    (400, "BadDigest", "passing"),
+    (400, "IncompleteBody", "passing"),
     (401, "Unauthorized", "refused"),
     (403, "AccessDenied", "refused"),
     (403, "InvalidAccessKeyId", "refused"),
