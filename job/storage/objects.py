@@ -264,6 +264,7 @@ class Objects:
             else:
                 # The half of gcsfs that speaks gRPC isn't used, and takes a while to import.
                 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+                os.environ["NETRC"] = os.devnull  # aiohttp and requests would send what is in it
                 from job.storage.gcs import GCS  # noqa: PLC0415
 
                 self._connected = GCS(anonymous=self._anonymous, timeout_seconds=seconds)

@@ -228,6 +228,17 @@ def test_a_token_that_ends_soon_is_renewed(google: Place, led_to) -> None:
         assert tokens.asked == 4
 
 
+def test_a_netrc_has_no_say(
+    google: Place, led_to, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The libraries below would send its password beside the token, or give up over both."""
+    (tmp_path / "netrc").write_text(f"default login somebody password {SECRET}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with Tokens(http_json("200 OK", {"access_token": "a-token", "expires_in": 3600})) as tokens:
+        led_to(tokens)
+        storage.create(google / "object", b"x")
+
+
 def test_a_revoked_login_is_refused(google: Place, led_to) -> None:
     with Tokens(http_json("400 Bad Request", {"error": "invalid_grant"})) as tokens:
         led_to(tokens)
