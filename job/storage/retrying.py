@@ -134,8 +134,8 @@ class Operation:
             work.cancel()
         if isinstance(failure, StoreError | MemoryError):
             raise failure
-        late = isinstance(failure, TimeoutError)
-        reason = f"no answer in {seconds:.3g} s" if late else type(failure).__name__
+        late, waited = isinstance(failure, TimeoutError), seconds + time.monotonic() - ends
+        reason = f"no answer in {min(seconds, waited):.3g} s" if late else type(failure).__name__
         raise StoreError("passing", reason) from failure
 
     def _left(self) -> float:
