@@ -17,7 +17,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import aiohttp
+from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from s3fs import S3FileSystem
@@ -102,9 +104,12 @@ class S3:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
             "s3": {"payload_signing_enabled": True},
-            "http_session_cls": _Session,
         }
+        session = AioSession()
+        # Here, and not in `config`, it is that of whoever is asked for credentials as well.
+        session.set_default_client_config(AioConfig(http_session_cls=_Session))
         self._files = _Files(
+            session=session,
             anon=anonymous,
             config_kwargs=config,
             asynchronous=True,

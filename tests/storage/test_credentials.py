@@ -324,6 +324,19 @@ def test_what_the_service_for_tokens_answers(
     assert SECRET not in "".join([*capfd.readouterr(), caplog.text])
 
 
+def test_a_pods_token_does_not_follow_a_redirect(
+    s3_of_a_role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Tokens(http_xml("200 OK", "<html/>")) as elsewhere:
+        head = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {elsewhere.url}\r\n"
+        redirect = f"{head}Connection: close\r\nContent-Length: 0\r\n\r\n".encode()
+        with Tokens(redirect) as tokens:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", tokens.url)
+            assert type(wrong(s3_of_a_role)) is TemporaryError
+            assert tokens.asked > 0
+        assert elsewhere.asked == 0
+
+
 @pytest.mark.parametrize("container", [False, True], ids=["web identity", "pod identity"])
 def test_a_tokens_file_that_is_not_there(
     s3_of_a_role: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, container: bool
