@@ -53,10 +53,6 @@ class _Aside(ThreadPoolExecutor):
 _ASIDE = _Aside()
 
 
-def _never() -> float:
-    return math.inf
-
-
 @dataclass(frozen=True)
 class Patience:
     """How long to wait for a store, and whom to tell when it has to be asked again."""
@@ -65,7 +61,7 @@ class Patience:
     """Deadline of each try."""
     notify: Callable[..., None]
     """Called with the name of an event and its details."""
-    ends_at: Callable[[], float] = _never
+    ends_at: Callable[[], float] = lambda: math.inf
     """Returns the moment when all must be over, by time.monotonic; it may come nearer."""
 
 

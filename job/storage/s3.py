@@ -200,7 +200,7 @@ def _judged(precondition: Failure = "wrong") -> Iterator[None]:
         yield
     except _CREDENTIALS as error:
         raise StoreError("refused", type(error).__name__) from error
-    except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
+    except exceptions.SSLError as error:
         raise StoreError("setup", type(error).__name__) from error
     except _PASSING as error:
         # Of a bundle of certificates that isn't there, or is none, botocore says no more.
