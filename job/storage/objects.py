@@ -124,11 +124,11 @@ class Objects:
     @contextlib.contextmanager
     def _operation(self, place: Place, doing: str) -> Iterator[Operation]:
         """Return what sends requests that end together, and tell of failures in the job's words."""
-        operation = Operation(self._patience)
+        store = self._connection()  # before the time runs: it may take a second of imports
         try:
-            yield operation
+            yield Operation(self._patience)
         except StoreError as error:
-            raise explained(error, place, doing, self._connection()) from error
+            raise explained(error, place, doing, store) from error
 
     def _get(self, operation: Operation, place: Place, first: int, last: int) -> Piece:
         """Return the bytes `first` to `last`, or as many as there are."""
@@ -264,6 +264,7 @@ class Objects:
             else:
                 # The half of gcsfs that speaks gRPC isn't used, and takes a while to import.
                 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+                os.environ["NETRC"] = os.devnull  # aiohttp and requests would send what is in it
                 from job.storage.gcs import GCS  # noqa: PLC0415
 
                 self._connected = GCS(anonymous=self._anonymous, timeout_seconds=seconds)

@@ -14,8 +14,9 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fsspec.asyn import get_loop
 
@@ -32,8 +33,24 @@ Result = TypeVar("Result")
 _WORTH_ANOTHER_TRY = ("passing", "busy", "not yet")
 
 
-def _never() -> float:
-    return math.inf
+class _Aside(ThreadPoolExecutor):
+    """Threads that hold no exit: a look for a host's name may take a minute, and can't be ended."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(work(*args, **more))
+                except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
+                    done.set_exception(error)
+
+        threading.Thread(target=run, daemon=True, name="storage aside").start()
+        return done
+
+
+_ASIDE = _Aside()
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class Patience:
     """Deadline of each try."""
     notify: Callable[..., None]
     """Called with the name of an event and its details."""
-    ends_at: Callable[[], float] = _never
+    ends_at: Callable[[], float] = lambda: math.inf
     """Returns the moment when all must be over, by time.monotonic; it may come nearer."""
 
 
@@ -98,7 +115,9 @@ class Operation:
                 return await send()
 
         ends = time.monotonic() + seconds
-        work = asyncio.run_coroutine_threadsafe(bounded(), get_loop())
+        loop = get_loop()
+        loop.set_default_executor(_ASIDE)
+        work = asyncio.run_coroutine_threadsafe(bounded(), loop)
         try:
             # The loop itself sees to the deadline, unless something blocks it.
             while min(ends - time.monotonic(), self._left()) > -_LOOK_SECONDS:
@@ -111,8 +130,8 @@ class Operation:
             work.cancel()
         if isinstance(failure, StoreError | MemoryError):
             raise failure
-        late = isinstance(failure, TimeoutError)
-        reason = f"no answer in {seconds:.3g} s" if late else type(failure).__name__
+        late, waited = isinstance(failure, TimeoutError), seconds + time.monotonic() - ends
+        reason = f"no answer in {min(seconds, waited):.3g} s" if late else type(failure).__name__
         raise StoreError("passing", reason) from failure
 
     def _left(self) -> float:

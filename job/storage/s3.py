@@ -17,7 +17,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import aiohttp
+from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from s3fs import S3FileSystem
@@ -58,6 +60,7 @@ _CODES: dict[str, Failure] = {
     **dict.fromkeys(("QuotaExceeded", "XMinioStorageFull"), "full"),
     "XMinioAdminBucketQuotaExceeded": "full",
     "IDPCommunicationError": "passing",
+    **dict.fromkeys(("BadDigest", "IncompleteBody"), "passing"),  # damaged on the way
     "NoSuchBucket": "no bucket",
     "NoSuchKey": "absent",
     "PermanentRedirect": "setup",  # the bucket is in another region
@@ -111,9 +114,12 @@ class S3:
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
             "s3": {"payload_signing_enabled": True},
-            "http_session_cls": _Session,
         }
+        session = AioSession()
+        # Here, and not in `config`, it is that of whoever is asked for credentials as well.
+        session.set_default_client_config(AioConfig(http_session_cls=_Session))
         self._files = _Files(
+            session=session,
             anon=anonymous,
             config_kwargs=config,
             asynchronous=True,
@@ -176,11 +182,15 @@ class S3:
                 **more,
             )
             keys = [found["Key"] for found in answer.get("Contents", [])]
+            objects = len(keys)
             keys += [found["Prefix"] for found in answer.get("CommonPrefixes", [])]
+        following = answer.get("NextContinuationToken") or None  # at the end some send an empty one
         # Whatever is no XML of a listing, an empty body included, would else be an empty one.
-        if answer.get("Name") != bucket or answer.get("KeyCount") != len(keys):
+        if answer.get("Name") != bucket or (answer.get("IsTruncated") and following is None):
             raise StoreError("passing", FOREIGN)
-        return Page(tuple(keys), answer.get("NextContinuationToken"))
+        if answer.get("KeyCount") not in {len(keys), objects}:  # some stores count no prefixes
+            raise StoreError("passing", FOREIGN)
+        return Page(tuple(keys), following)
 
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the object; that there is none is fine."""
@@ -200,7 +210,7 @@ def _judged(precondition: Failure = "wrong") -> Iterator[None]:
         yield
     except _CREDENTIALS as error:
         raise StoreError("refused", type(error).__name__) from error
-    except (exceptions.SSLError, exceptions.InvalidProxiesConfigError) as error:
+    except exceptions.SSLError as error:
         raise StoreError("setup", type(error).__name__) from error
     except _PASSING as error:
         # Of a bundle of certificates that isn't there, or is none, botocore says no more.

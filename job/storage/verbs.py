@@ -5,16 +5,11 @@ import mmap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from job.errors import UsageError
 from job.storage.backend import Backend
 from job.storage.files import Files
 from job.storage.place import Kind, Place
-
-
-def _say_nothing(event: str, **details: Any) -> None:
-    del event, details
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +20,7 @@ class Settings:
     """Deadline of each try of a request to an object store."""
     anonymous: bool = False
     """Use object stores without credentials."""
-    notify: Callable[..., None] = _say_nothing
+    notify: Callable[..., None] = lambda *_, **__: None
     """Called with the name of an event and its details: each retry."""
 
     def __post_init__(self) -> None:

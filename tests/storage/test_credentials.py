@@ -228,6 +228,17 @@ def test_a_token_that_ends_soon_is_renewed(google: Place, led_to) -> None:
         assert tokens.asked == 4
 
 
+def test_a_netrc_has_no_say(
+    google: Place, led_to, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The libraries below would send its password beside the token, or give up over both."""
+    (tmp_path / "netrc").write_text(f"default login somebody password {SECRET}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with Tokens(http_json("200 OK", {"access_token": "a-token", "expires_in": 3600})) as tokens:
+        led_to(tokens)
+        storage.create(google / "object", b"x")
+
+
 def test_a_revoked_login_is_refused(google: Place, led_to) -> None:
     with Tokens(http_json("400 Bad Request", {"error": "invalid_grant"})) as tokens:
         led_to(tokens)
@@ -311,6 +322,19 @@ def test_what_the_service_for_tokens_answers(
         assert type(wrong(s3_of_a_role)) is kind
         assert asked in {None, tokens.asked}
     assert SECRET not in "".join([*capfd.readouterr(), caplog.text])
+
+
+def test_a_pods_token_does_not_follow_a_redirect(
+    s3_of_a_role: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Tokens(http_xml("200 OK", "<html/>")) as elsewhere:
+        head = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {elsewhere.url}\r\n"
+        redirect = f"{head}Connection: close\r\nContent-Length: 0\r\n\r\n".encode()
+        with Tokens(redirect) as tokens:
+            monkeypatch.setenv("AWS_ENDPOINT_URL_STS", tokens.url)
+            assert type(wrong(s3_of_a_role)) is TemporaryError
+            assert tokens.asked > 0
+        assert elsewhere.asked == 0
 
 
 @pytest.mark.parametrize("container", [False, True], ids=["web identity", "pod identity"])

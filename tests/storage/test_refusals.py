@@ -10,7 +10,7 @@ from botocore import exceptions
 from s3fs.errors import translate_boto_error
 
 from job.storage import gcs, parse, s3
-from job.storage.connection import FOREIGN, Failure, StoreError, explained, piece
+from job.storage.connection import FOREIGN, Failure, Page, StoreError, explained, piece
 
 CODES = {
     "absent": (66, 66),
@@ -108,6 +108,8 @@ S3_ANSWERS = [
     (400, "ExpiredToken", "refused"),
     (400, "InvalidToken", "refused"),
     (400, "RequestTimeout", "passing"),
+    (400, "BadDigest", "passing"),
+    (400, "IncompleteBody", "passing"),
     (401, "Unauthorized", "refused"),
     (403, "AccessDenied", "refused"),
     (403, "InvalidAccessKeyId", "refused"),
@@ -309,3 +311,34 @@ def test_bytes_are_believed_if_they_are_those_asked_for(
         with pytest.raises(StoreError) as caught:
             piece(b"x" * length, span, first, last, version)
         assert caught.value.kind == "passing"
+
+
+@pytest.mark.parametrize(
+    ("facts", "found"),
+    [
+        ({"KeyCount": 2}, Page(("a/b", "a/c/"), None)),
+        ({"KeyCount": 1}, Page(("a/b", "a/c/"), None)),  # prefixes aren't counted
+        ({"KeyCount": 0}, None),
+        ({"KeyCount": 2, "NextContinuationToken": ""}, Page(("a/b", "a/c/"), None)),
+        ({"KeyCount": 2, "NextContinuationToken": "x"}, Page(("a/b", "a/c/"), "x")),
+        ({"KeyCount": 2, "IsTruncated": True}, None),
+        ({"KeyCount": 2, "IsTruncated": True, "NextContinuationToken": ""}, None),
+        ({"KeyCount": 2, "Name": "another"}, None),
+    ],
+)
+def test_a_listing_of_s3_is_whole_or_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], found: Page | None
+) -> None:
+    """Stores that speak S3 differ in what they count, and in how they say that it is the end."""
+    names = {"Contents": [{"Key": "a/b"}], "CommonPrefixes": [{"Prefix": "a/c/"}]}
+
+    async def answered(*_: Any, **__: Any) -> dict[str, Any]:
+        return {"Name": "bucket", **names, **facts}
+
+    store = s3.S3(anonymous=True, timeout_seconds=1, connections=1)
+    monkeypatch.setattr(store._files, "_call_s3", answered)
+    if found is None:
+        with pytest.raises(StoreError, match="not the store's"):
+            asyncio.run(store.page("bucket", "a/", None, 2))
+    else:
+        assert asyncio.run(store.page("bucket", "a/", None, 2)) == found
