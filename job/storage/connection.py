@@ -136,11 +136,11 @@ def piece(data: bytes, span: str, first: int, last: int, version: str | None) ->
     return Piece(data, size, version)
 
 
-def by_status(status: int, precondition: Failure) -> Failure:
-    """Return what the status of an answer means that has no code that says more.
+def by_status(status: int, precondition: Failure, *, signed: bool) -> Failure:
+    """Return what the status of an answer means whose code, if any, says no more.
 
-    A success with an error in it, a redirect, and a 404 that doesn't say of what are not the
-    store's.
+    A success with an error in it, a redirect, a 404 that doesn't say of what, and what is not
+    `signed` by any code of the store's are not the store's.
     """
     kinds: dict[int, Failure] = {
         401: "refused",
@@ -153,7 +153,7 @@ def by_status(status: int, precondition: Failure) -> Failure:
         501: "unable",
         507: "full",
     }
-    foreign = status < 400 or status == 404 or status >= 500
+    foreign = not signed or status < 400 or status == 404 or status >= 500
     return kinds.get(status, "passing" if foreign else "wrong")
 
 

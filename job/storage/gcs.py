@@ -253,7 +253,7 @@ def _kind(error: _RefusedError, precondition: Failure, absent: Failure) -> Failu
         return "passing"
     if status == 403 and reason.endswith("uotaExceeded"):
         return "full"
-    return by_status(status, precondition)
+    return by_status(status, precondition, signed=bool(_error(error)))
 
 
 def _is_absence(error: _RefusedError) -> bool:

@@ -229,7 +229,8 @@ def _judged(precondition: Failure = "wrong") -> Iterator[None]:
             # With a name it is a file, such as a pod's token, which the environment names.
             kind: Failure = "passing" if error.filename is None else "refused"
             raise StoreError(kind, type(error).__name__) from error
-        kind = _CODES.get(code) or by_status(status, precondition)
+        signed = code not in {"", str(status)}  # which botocore makes of a page
+        kind = _CODES.get(code) or by_status(status, precondition, signed=signed)
         asked = str(getattr(error.__cause__, "operation_name", ""))
         if kind == "wrong" and asked.startswith("Assume"):  # a role, of the service for tokens
             kind = "refused"

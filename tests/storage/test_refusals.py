@@ -105,6 +105,9 @@ S3_ANSWERS = [
     (302, "", "passing"),
     (307, "TemporaryRedirect", "passing"),
     (400, "InvalidRequest", "wrong"),
+    (400, "400", "passing"),  # a page
+    (413, "413", "passing"),
+    (405, "", "passing"),
     (400, "ExpiredToken", "refused"),
     (400, "InvalidToken", "refused"),
     (400, "RequestTimeout", "passing"),
@@ -140,7 +143,7 @@ def test_answers_of_s3(status: int, code: str, kind: str) -> None:
     answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
     with pytest.raises(StoreError) as caught, s3._judged("exists"):
         raise translate_boto_error(exceptions.ClientError(answer, "PutObject"))
-    said = f"{status} {code}".strip() if code != "404" else "404"
+    said = f"{status} {code}".strip() if code != str(status) else code
     assert (caught.value.kind, caught.value.detail) == (kind, said)
 
 
@@ -200,6 +203,8 @@ def google(status: int, reason: str) -> str:
 
 GOOGLE_ANSWERS = [
     (400, google(400, "invalid"), "wrong", "400 invalid"),
+    (400, "<html>hunter2</html>", "passing", "400"),
+    (405, "", "passing", "405"),
     (401, google(401, "authError"), "refused", "401 authError"),
     (403, google(403, "forbidden"), "refused", "403 forbidden"),
     (403, google(403, "userRateLimitExceeded"), "passing", "403 userRateLimitExceeded"),
