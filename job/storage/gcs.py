@@ -6,6 +6,7 @@ named by STORAGE_EMULATOR_HOST, needs none.
 https://cloud.google.com/storage/docs/json_api/v1/objects
 """
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -72,7 +73,8 @@ class _Files(GCSFileSystem):  # type: ignore[misc]  # it has no types
             method,
             self._format_path(path, args),
             params=self._get_params(query),
-            headers=self._get_headers(headers),
+            # Aside, since google-auth may wait long for a token, and the loop is everybody's.
+            headers=await asyncio.to_thread(self._get_headers, headers),
             json=json,
             data=data,
             timeout=self.requests_timeout,
@@ -101,7 +103,7 @@ class GCS:
     def __init__(self, *, anonymous: bool, timeout_seconds: float) -> None:
         """Open nothing yet; `anonymous` sends no credentials, and looks for none."""
         emulated = os.environ.get("STORAGE_EMULATOR_HOST", "") not in {"", "default"}
-        self._open = partial(
+        self._make = partial(
             _Files,
             # Not None, by which gcsfs goes on without credentials in silence if it finds none.
             token="anon" if anonymous or emulated else "google_default",
@@ -113,6 +115,7 @@ class GCS:
             use_listings_cache=False,
             skip_instance_cache=True,
         )
+        self._opening = asyncio.Lock()
         self._files: _Files | None = None
 
     async def get(self, bucket: str, key: str, first: int, last: int) -> Piece:
@@ -121,7 +124,7 @@ class GCS:
         headers = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "gzip"}
         most = last - first + 1
         with _judged():
-            files = self._connected()
+            files = await self._connected()
             try:
                 # Not `_cat_file`, which keeps size and version to itself.
                 described, data = await files._call(
@@ -153,7 +156,7 @@ class GCS:
         opening += f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
         body = io.BytesIO(b"".join([opening.encode(), data, f"\r\n--{boundary}--".encode()]))
         with _judged(precondition="exists", absent="no bucket"):
-            files = self._connected()
+            files = await self._connected()
             answer = await files._call(
                 "POST",
                 f"{files._location}/upload/storage/v1/b/{{}}/o",
@@ -171,7 +174,7 @@ class GCS:
     async def page(self, bucket: str, prefix: str, after: str | None, limit: int) -> Page:
         """Return up to `limit` of the names below `prefix`, from the mark `after` on."""
         with _judged(absent="no bucket"):
-            files = self._connected()
+            files = await self._connected()
             # Not `_ls`, which goes on to the last page.
             found = await files._call(
                 "GET",
@@ -193,7 +196,8 @@ class GCS:
         """Remove the object; that there is none is fine."""
         try:
             with _judged():
-                await self._connected()._rm_file(f"{bucket}/{key}")
+                files = await self._connected()
+                await files._rm_file(f"{bucket}/{key}")
         except StoreError as error:
             if error.kind not in {"absent", "no bucket"}:
                 raise
@@ -203,20 +207,26 @@ class GCS:
         if self._files is not None and self._files._session is not None:
             await self._files._session.close()
 
-    def _connected(self) -> _Files:
-        if self._files is None:
-            logging.getLogger("google.auth").setLevel(logging.ERROR)  # failures are ours to tell
-            try:
-                self._files = self._open()  # looks for credentials
-            except (exceptions.DefaultCredentialsError, *_NO_FILE) as error:
-                # GKE's server of credentials needs some seconds in a new pod.
-                soon = "KUBERNETES_SERVICE_HOST" in os.environ
-                named = "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
-                kind: Failure = "not yet" if soon and not named else "refused"
-                raise StoreError(kind, "no credentials found") from error
-            # Found out once, not at each request.
-            self._files._endpoint = self._files._location.rstrip("/")
-        return self._files
+    async def _connected(self) -> _Files:
+        async with self._opening:
+            if self._files is None:
+                self._files = await asyncio.to_thread(self._open)
+            return self._files
+
+    def _open(self) -> _Files:
+        """Look for credentials, and connect with them."""
+        logging.getLogger("google.auth").setLevel(logging.ERROR)  # failures are ours to tell
+        try:
+            files = self._make()
+        except (exceptions.DefaultCredentialsError, *_NO_FILE) as error:
+            # GKE's server of credentials needs some seconds in a new pod.
+            soon = "KUBERNETES_SERVICE_HOST" in os.environ
+            named = "GOOGLE_APPLICATION_CREDENTIALS" in os.environ
+            kind: Failure = "not yet" if soon and not named else "refused"
+            raise StoreError(kind, "no credentials found") from error
+        # Found out once, not at each request.
+        files._endpoint = files._location.rstrip("/")
+        return files
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import aiohttp
+from aiobotocore import session
 from aiobotocore.config import AioConfig
 from aiobotocore.httpsession import AIOHTTPSession
-from aiobotocore.session import AioSession
 from botocore import exceptions
 from botocore.parsers import ResponseParserError
 from s3fs import S3FileSystem
@@ -115,11 +115,11 @@ class S3:
             "response_checksum_validation": "when_required",
             "s3": {"payload_signing_enabled": True},
         }
-        session = AioSession()
+        asking = session.AioSession()
         # Here, and not in `config`, it is that of whoever is asked for credentials as well.
-        session.set_default_client_config(AioConfig(http_session_cls=_Session))
+        asking.set_default_client_config(AioConfig(http_session_cls=_Session))
         self._files = _Files(
-            session=session,
+            session=asking,
             anon=anonymous,
             config_kwargs=config,
             asynchronous=True,

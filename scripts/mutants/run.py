@@ -27,7 +27,7 @@ import servers
 
 ROOT = Path(__file__).parents[2]
 ALL = ("tests/storage", "tests/training/test_checkpoint.py", "tests/results/test_publishing.py")
-TIMEOUT_SECONDS = 600  # a break that makes the tests hang is seen, too
+TIMEOUT_SECONDS = 240  # a break that makes the tests hang is seen, too
 
 
 @dataclass(frozen=True)
