@@ -23,6 +23,7 @@ import aiohttp
 from gcsfs.core import GCSFileSystem  # gcsfs's own choice of class would ask by gRPC first
 from gcsfs.retry import HttpError, NonRetryableError
 from google.auth import exceptions
+from requests import sessions
 
 from job.storage.connection import (
     FOREIGN,
@@ -216,6 +217,8 @@ class GCS:
     def _open(self) -> _Files:
         """Look for credentials, and connect with them."""
         logging.getLogger("google.auth").setLevel(logging.ERROR)  # failures are ours to tell
+        # Whoever gives tokens is told a secret, which must go nowhere else.
+        sessions.DEFAULT_REDIRECT_LIMIT = 0  # type: ignore[attr-defined]
         try:
             files = self._make()
         except (exceptions.DefaultCredentialsError, *_NO_FILE) as error:

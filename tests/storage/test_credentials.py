@@ -247,6 +247,20 @@ def test_a_revoked_login_is_refused(google: Place, led_to) -> None:
     assert "RefreshError" in str(error)
 
 
+def test_a_secret_goes_nowhere_that_the_server_of_tokens_redirects_to(
+    google: Place, led_to, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("job.storage.retrying.FIRST_WAIT_SECONDS", 0.01)
+    with Tokens(http_json("200 OK", {"access_token": "a-token", "expires_in": 3600})) as elsewhere:
+        head = f"HTTP/1.1 307 Temporary Redirect\r\nLocation: {elsewhere.url}\r\n"
+        answer = f"{head}Connection: close\r\nContent-Length: 0\r\n\r\n".encode()
+        with Tokens(answer) as tokens:
+            led_to(tokens)
+            assert type(wrong(f"{google}/object")) is TemporaryError
+            assert tokens.asked
+        assert elsewhere.asked == 0
+
+
 def test_a_server_of_tokens_that_says_nothing_is_not_waited_for(
     google: Place, led_to, monkeypatch: pytest.MonkeyPatch
 ) -> None:
