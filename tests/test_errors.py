@@ -92,14 +92,15 @@ REPORTS_THEN_PUBLISHES = """
 import sys
 from pathlib import Path
 import job.run
-from job.cli import main
+from job.cli import entry_point
 
 def train_run(config, cluster, preemption, progress):
     progress.event("attempt_started", run=str(config.place), attempt=1)
     Path(config.output, "published").touch()
 
 job.run.train_run = train_run
-sys.exit(main(["train", "--output", sys.argv[1]]))
+sys.argv = ["mnist-job", "train", "--output", sys.argv[1]]
+entry_point()
 """
 
 

@@ -112,7 +112,7 @@ SHORTER = """
 import os, time
 from job.workers import membership, supervision, watchdog
 membership.SILENCE_SECONDS = supervision.SILENCE_SECONDS = 3.0
-watchdog.FROZEN_SECONDS, watchdog.HUNG_SECONDS, watchdog.DOUBT_SECONDS = 5.0, 5.0, 2.0
+watchdog.FROZEN_SECONDS, watchdog.HUNG_SECONDS, watchdog.DOUBT_SECONDS = 5.0, 9.0, 2.0
 watchdog._AWAKEN_BEATS, watchdog._END_BEATS = 5, 9
 moved = watchdog.moved
 def moved_and_hang(seconds):
