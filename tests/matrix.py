@@ -8,6 +8,7 @@ start. After it the run is started until it is complete.
 import contextlib
 import functools
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ SLACK_SECONDS = 10.0  # for a machine with other things to do
 # How long a start may take: what it works, one operation with all its tries, and its last words.
 LONGEST_SECONDS = SLACK_SECONDS + 3 * TIMEOUT_SECONDS + run.END_SECONDS
 STARTS = 6  # a run must be complete after so many
+LIVES = 6  # without a fault, of which two in a row must be alike
 FOR_EVER = 10**9  # requests
 # aiohttp itself sends once more if a connection it had kept was closed; and a write whose proof is
 # missing may be read back, which needs no second one.
@@ -62,12 +64,19 @@ class Life:
             self._direct.exists(data)  # connects, while the environment says where to
 
     def unspoiled(self) -> list[faults.Request]:
-        """Live once without a fault and return the requests."""
-        self._proxy.clear()
-        case = self._live(Case(faults.Request("", ""), -1, "none"))
-        assert case.wrong == (), case
-        assert case.codes == (143, 0, 0), case
-        return list(self._proxy.requests)
+        """Live without a fault until two lives agree, and return their requests.
+
+        On a busy machine a store may be slow enough to be asked again, which is no part of a life.
+        """
+        lives: list[list[faults.Request]] = []
+        while len(lives) < 2 or _alike(lives[-1]) != _alike(lives[-2]):
+            self._proxy.clear()
+            case = self._live(Case(faults.Request("", ""), -1, "none"))
+            assert case.wrong == (), case
+            assert case.codes == (143, 0, 0), case
+            assert len(lives) < LIVES, lives
+            lives.append(list(self._proxy.requests))
+        return lives[-1]
 
     def cases(self) -> list[Case]:
         """Return every request with every fault that makes something of it, once and lasting."""
@@ -168,6 +177,11 @@ class Life:
     def close(self) -> None:
         """Leave the store."""
         self._direct.close()
+
+
+def _alike(requests: list[faults.Request]) -> list[tuple[str, str]]:
+    """Return of each what every life has: its method, and its key without run and digest."""
+    return [(each.method, re.sub(r"[0-9a-f]{16,64}", "", each.key)) for each in requests]
 
 
 def _is_last_word(request: faults.Request) -> bool:

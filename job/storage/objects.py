@@ -54,6 +54,7 @@ class Objects:
         self._kind = kind
         self._patience = patience
         self._anonymous = anonymous
+        self._connecting = threading.Lock()
         self._connected: Connection | None = None
         self._proven: set[str] = set()  # buckets whose store never overwrites
         atexit.register(self.close)
@@ -253,19 +254,19 @@ class Objects:
 
     def _connection(self) -> Connection:
         """Return the connection, made if need be: each kind brings a second of imports."""
-        if self._connected is None:
-            seconds = self._patience.timeout_seconds
-            if self._kind == "s3":
-                from job.storage.s3 import S3  # noqa: PLC0415
+        with self._connecting:  # two threads make one
+            if self._connected is None:
+                self._connected = self._connect(self._patience.timeout_seconds)
+            return self._connected
 
-                self._connected = S3(
-                    anonymous=self._anonymous, timeout_seconds=seconds, connections=CONCURRENT
-                )
-            else:
-                # The half of gcsfs that speaks gRPC isn't used, and takes a while to import.
-                os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
-                os.environ["NETRC"] = os.devnull  # aiohttp and requests would send what is in it
-                from job.storage.gcs import GCS  # noqa: PLC0415
+    def _connect(self, seconds: float) -> Connection:
+        if self._kind == "s3":
+            from job.storage.s3 import S3  # noqa: PLC0415
 
-                self._connected = GCS(anonymous=self._anonymous, timeout_seconds=seconds)
-        return self._connected
+            return S3(anonymous=self._anonymous, timeout_seconds=seconds, connections=CONCURRENT)
+        # The half of gcsfs that speaks gRPC isn't used, and takes a while to import.
+        os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+        os.environ["NETRC"] = os.devnull  # aiohttp and requests would send what is in it
+        from job.storage.gcs import GCS  # noqa: PLC0415
+
+        return GCS(anonymous=self._anonymous, timeout_seconds=seconds)

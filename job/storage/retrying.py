@@ -110,9 +110,15 @@ class Operation:
         if seconds <= 0:
             raise StoreError("passing", f"{self._before}no time is left")
 
-        async def bounded() -> Result:
-            async with asyncio.timeout(seconds):
-                return await send()
+        found: list[Result] = []
+
+        async def bounded() -> Exception | None:
+            try:
+                async with asyncio.timeout(seconds):
+                    found.append(await send())
+            except Exception as error:  # noqa: BLE001  one that is raised to nobody would be logged
+                return error
+            return None
 
         ends = time.monotonic() + seconds
         loop = get_loop()
@@ -123,9 +129,9 @@ class Operation:
             while min(ends - time.monotonic(), self._left()) > -_LOOK_SECONDS:
                 if concurrent.futures.wait([work], _LOOK_SECONDS).done:
                     break
-            failure = work.exception() if work.done() else TimeoutError()
+            failure = work.result() if work.done() else TimeoutError()
             if failure is None:
-                return work.result()
+                return found[0]
         finally:
             work.cancel()
         if isinstance(failure, StoreError | MemoryError):
