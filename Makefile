@@ -73,7 +73,7 @@ image-test: $(READY) ## Build the image on a base of Debian's own and run it as 
 image-sizes: ## Print what the image weighs, and what in it does
 	@scripts/image sizes $(EXTRA)
 
-chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (some 15 minutes)
+chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (half an hour)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
 
 mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
