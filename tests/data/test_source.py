@@ -815,9 +815,10 @@ def test_loading_takes_twice_the_data_at_most_and_leaves_nothing_else(
     finally:
         tracemalloc.stop()
         gc.enable()
-    # The file and the arrays, and the eighth that a buffer sets aside for growing.
-    assert most_bytes < 2.2 * size_bytes
-    assert left_bytes < 1.2 * size_bytes
+    # What is inflated lies in memory of the system's own, which is not traced, and once.
+    untraced_bytes = size_bytes if method == "deflated" else 0
+    assert most_bytes + untraced_bytes < 2.2 * size_bytes
+    assert left_bytes + untraced_bytes < 1.2 * size_bytes
     assert_same(found, arrays)
 
 
