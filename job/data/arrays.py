@@ -32,8 +32,6 @@ from job.errors import DataError
 ZIP_MAGIC = b"PK"
 GZIP_MAGIC = b"\x1f\x8b"
 
-ALIGNMENT_BYTES = 64  # TensorFlow uses memory that begins at a multiple of this, and copies other
-
 _MAX_HEADER_BYTES = 2048  # a plain array's has 128; more is not given to the literal parser
 _MAX_ENTRIES = 1000  # zipfile builds an object of some 600 bytes for each 46 bytes of directory
 _CHUNK_BYTES = 256 * 1024

@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from job.data.arrays import ALIGNMENT_BYTES, StoredArray
+from job.data.arrays import StoredArray
 from job.errors import DataError
 
 MAX_SIDE_PIXELS = 1024
 MAX_CHANNELS = 4
 MAX_CLASSES = 1000
+ALIGNMENT_BYTES = 64  # TensorFlow uses memory that begins at a multiple of this, and copies other
 
 Images: TypeAlias = NDArray[np.uint8]
 Labels: TypeAlias = NDArray[np.int32]

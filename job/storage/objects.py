@@ -137,15 +137,16 @@ class Objects:
         return operation.request(get, f"GET {place}")
 
     def _read(self, operation: Operation, place: Place, limit_bytes: int) -> bytes:
-        for look in range(_LOOKS):
+        looks = 1
+        while True:
             start = self._get(operation, place, 0, min(FIRST_BYTES, limit_bytes + 1) - 1)
             check_size(place, start.size, limit_bytes)
             try:
                 return start.data if len(start.data) == start.size else self._rest(place, start)
             except StoreError as error:
-                if error.kind != "changed" or look == _LOOKS - 1:
+                if error.kind != "changed" or looks == _LOOKS:
                     raise
-        raise AssertionError
+            looks += 1
 
     def _rest(self, place: Place, start: Piece) -> bytes:
         """Return the whole object that begins with `start`."""

@@ -222,7 +222,9 @@ def _judged(precondition: Failure = "wrong") -> Iterator[None]:
         # An endpoint that is no URL, a config file that can't be read, and their like.
         raise StoreError("setup", type(error).__name__) from error
     except RuntimeError as error:  # so botocore says that new credentials are too old already
-        raise StoreError("refused" if "expired" in str(error) else "passing", "expired") from error
+        stale = "expired" in str(error)
+        said = "expired when renewed" if stale else type(error).__name__
+        raise StoreError("refused" if stale else "passing", said) from error
     except OSError as error:
         status, code, headers = _said(error.__cause__)
         if not status:

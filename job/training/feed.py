@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from job.data.arrays import ALIGNMENT_BYTES
+from job.data.examples import ALIGNMENT_BYTES
 from job.data.source import RESIDENT_BYTES, Dataset
 
 SHARD_BYTES = 32 * 1024 * 1024  # of pixels for one replica: some seconds of a small net's work

@@ -138,6 +138,7 @@ def one_kind(arguments: argparse.Namespace, kind: str, place: str) -> Report:
     if server is not None:
         os.environ.update(server.environment())
     root = parse(place if server is None else f"{server.root}/chaos")
+    direct(root)  # made here, since threads use it next
     kills(report, root, arguments.kills, draw)
     races(report, root / "race", arguments.rounds)
     if server is not None:

@@ -10,7 +10,6 @@ object stores run once for all.
 
 import argparse
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -77,8 +76,8 @@ def listed(path: Path) -> list[Mutant]:
     return found
 
 
-def fails(copy: Path, tests: tuple[str, ...], stores: Path) -> bool:
-    """Tell whether one of `tests` fails in the repository at `copy`."""
+def fails(copy: Path, tests: tuple[str, ...], stores: Path) -> str:
+    """Return `failed` or `hung` if one of `tests` does so in the repository at `copy`, else ""."""
     environment = os.environ | {"PYTHONPATH": str(copy), "TEST_STORES": str(stores)}
     environment["PYTHONDONTWRITEBYTECODE"] = "1"  # it tells versions apart by the second
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-n", "0", "-m", "not slow"]
@@ -95,23 +94,21 @@ def fails(copy: Path, tests: tuple[str, ...], stores: Path) -> bool:
             timeout=TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return True
-    if ended.returncode not in (0, 1):  # no such test, or nothing that could be collected
-        imported = re.search(r"ERROR|error", ended.stdout) and ended.returncode == 2
-        if not imported:
-            raise RuntimeError(f"pytest {' '.join(tests)}: {ended.stdout[-2000:]}")
-    return ended.returncode != 0
+        return "hung"
+    if ended.returncode > 2:  # 2 is code that can't be imported; more, that no test was found
+        raise RuntimeError(f"pytest {' '.join(tests)}: {ended.stdout[-2000:]}")
+    return "failed" if ended.returncode else ""
 
 
 def tried(mutant: Mutant, copy: Path, stores: Path) -> str:
-    """Return what became of a break: `killed`, `killed by others` or `SURVIVED`."""
+    """Return what became of a break: `failed`, `hung`, `failed elsewhere` or `SURVIVED`."""
     path = copy / mutant.path
     text = path.read_text()
     path.write_text(text.replace(mutant.old, mutant.new))
     try:
-        if fails(copy, mutant.tests, stores):
-            return "killed"
-        return "killed by others" if fails(copy, ALL, stores) else "SURVIVED"
+        if seen := fails(copy, mutant.tests, stores):
+            return seen
+        return "failed elsewhere" if fails(copy, ALL, stores) else "SURVIVED"
     finally:
         path.write_text(text)
 
@@ -135,12 +132,10 @@ def main() -> int:
             copies.put(copy)
         stores = Path(folder, "stores")
         with servers.shared(stores):
-            for copy in list(copies.queue):
-                chosen = tuple(dict.fromkeys(test for each in mutants for test in each.tests))
-                if fails(copy, chosen, stores):
-                    print("tests fail without any break: mend that first")
+            for chosen in dict.fromkeys(mutant.tests for mutant in mutants):
+                if ended := fails(copies.queue[0], chosen, stores):
+                    print(f"tests {ended} without any break: {' '.join(chosen)}: see to that first")
                     return 1
-                break
 
             def one(mutant: Mutant) -> str:
                 copy = copies.get()
@@ -156,7 +151,8 @@ def main() -> int:
     alive = outcomes.count("SURVIVED")
     score = 1 - alive / max(1, len(outcomes))
     print(
-        f"\n{len(outcomes)} breaks, {alive} survived: {score:.0%} seen, "
+        f"\n{len(outcomes)} breaks, {alive} survived: {score:.0%} seen, of which "
+        f"{outcomes.count('hung')} since the tests hung, "
         f"in {time.monotonic() - began:.0f} s"
     )
     return 0 if score >= arguments.least else 1

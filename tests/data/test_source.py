@@ -4,6 +4,7 @@ import gc
 import gzip
 import hashlib
 import io
+import mmap
 import struct
 import tracemalloc
 import warnings
@@ -822,6 +823,16 @@ def test_loading_takes_twice_the_data_at_most_and_leaves_nothing_else(
     assert_same(found, arrays)
 
 
+def test_what_is_inflated_takes_room_only_where_something_was_written() -> None:
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    before = resident_bytes()
+    data = arrays_module._read_at_most(io.BytesIO(b"few"), 1 << 30)
+    assert resident_bytes() - before < 16 << 20
+    assert data == b"few"
+
+
 def test_stored_numbers_are_looked_at_where_they_lie() -> None:
     [array] = arrays_module.from_npz("uri", STORED, ["x_train"])
     assert np.shares_memory(array.values(), np.frombuffer(STORED, np.uint8))
@@ -847,7 +858,7 @@ def test_inflated_numbers_lie_where_tensorflow_takes_them(name: str, pack: bool)
     else:
         [array] = arrays_module.from_npz("uri", npz({name: wanted}), [name])
     values = array.values()
-    assert values.ctypes.data % arrays_module.ALIGNMENT_BYTES == 0
+    assert values.ctypes.data % examples.ALIGNMENT_BYTES == 0
     assert np.array_equal(values, wanted)
     if name.startswith("x"):  # and are taken from there
         again = replace(array, read_bytes=lambda _: memoryview(values).cast("B"))

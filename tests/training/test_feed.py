@@ -10,7 +10,7 @@ from test_train import config, run
 
 from job import storage
 from job.data import source
-from job.data.arrays import ALIGNMENT_BYTES
+from job.data.examples import ALIGNMENT_BYTES
 from job.errors import DataError
 from job.storage import parse
 from job.training import feed
