@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, flags, storage
+from job import __version__, console, flags, nights, storage
 from job.config import RunConfig, fresh_run_id, parse_data
 from job.errors import (
     ClusterError,
     CredentialsError,
     JobError,
-    OutputError,
     StoppedError,
     TemporaryError,
     UsageError,
@@ -25,7 +24,7 @@ from job.process import memory, verdict
 from job.process import preemption as signals
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
-from job.process.progress import Progress, drop_unwritten, hold_streams, reason, write_line
+from job.process.progress import Progress, drop_unwritten, hold_streams
 from job.storage import Settings, parse
 from job.workers import watchdog
 from job.workers.cluster import Cluster
@@ -44,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: faster, and no box to cut names off
     pretty_exceptions_enable=False,
 )
+app.add_typer(nights.app)  # without a name: its commands stand beside these
 
 
 @app.command()
@@ -102,7 +102,7 @@ def train(
     )
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness)
-    _use_storage(storage_timeout, anonymous, progress)
+    console.use_storage(storage_timeout, anonymous, progress)
     if not watchdog.is_supervised():  # its watcher has said so
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
@@ -151,7 +151,7 @@ def evaluate(
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
     """Score published weights on all test images of a data set."""
-    progress = _progress_aside(storage_timeout, anonymous)
+    progress = console.progress_aside(storage_timeout, anonymous)
     weights_place = parse(weights, "--weights")
     data_place = None if data is None else parse_data(data)
     report_place = None if output is None else parse(output, "--output")
@@ -159,9 +159,9 @@ def evaluate(
 
     published = inference.Published.open(weights_place, data_place, model, progress)
     scores, report = inference.score(published)
-    _say(inference.summary(scores))
+    console.say(inference.summary(scores))
     if report_place is not None:
-        _say(f"written to {inference.write_report(report_place, report)}")
+        console.say(f"written to {inference.write_report(report_place, report)}")
 
 
 @app.command()
@@ -177,7 +177,7 @@ def predict(
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
     """Predict test images, or pictures of your own."""
-    progress = _progress_aside(storage_timeout, anonymous)
+    progress = console.progress_aside(storage_timeout, anonymous)
     from job.pictures import gallery  # noqa: PLC0415
     from job.results import inference  # noqa: PLC0415
 
@@ -196,10 +196,10 @@ def predict(
         predictions, seen = inference.predict_pictures(published, pictures)
     else:
         predictions, seen = inference.predict_test_images(published, start, num_images)
-    _say(inference.table(predictions))
+    console.say(inference.table(predictions))
     if figure_place is not None:
         inference.write_gallery(figure_place, predictions, seen)
-        _say(f"figure written to {figure_place}")
+        console.say(f"figure written to {figure_place}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -207,7 +207,7 @@ def drill(context: typer.Context) -> None:
     """Prove that a stopped training resumes to the bit, with any flags of train."""
     from job import drill as proof  # noqa: PLC0415
 
-    proof.drill(context.args, _say)
+    proof.drill(context.args, console.say)
 
 
 @contextlib.contextmanager
@@ -231,53 +231,16 @@ def _telling_how_to_go_on(words: Sequence[str], run_id: str, *, alone: bool) -> 
         ) from None
 
 
-def _progress_aside(timeout: float, anonymous: bool) -> Progress:
-    """Return where a command that prints its result says anything else, and use storage so.
-
-    Such a command has no work to save: Ctrl-C ends it at once.
-    """
-    _, ended = _failed("interrupted", signals.EXIT_INTERRUPTED)
-    signals.end_when_interrupted(lambda: _tell([], ended))
-    progress = Progress("text", sys.stderr)
-    _use_storage(timeout, anonymous, progress)
-    flags.warn_of_unknown_variables(os.environ, progress)
-    return progress
-
-
-def _use_storage(timeout: float, anonymous: bool, progress: Progress) -> None:
-    storage.configure(Settings(timeout_seconds=timeout, anonymous=anonymous, notify=progress.event))
-
-
-def _say(text: str) -> None:
-    """Print what the command was called for.
-
-    Raises:
-        OutputError: it can't be printed. That nobody reads on is no failure.
-    """
-    try:
-        write_line(sys.stdout, text)
-    except BrokenPipeError:
-        drop_unwritten()
-    except (OSError, ValueError) as error:
-        raise _unprinted(error) from error
-
-
-def _unprinted(error: Exception) -> OutputError:
-    return OutputError(
-        f"standard output cannot be written ({reason(error)}): check where it goes, and its room"
-    )
-
-
 @app.callback(invoke_without_command=True)
 def _options(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
-        _say(f"{PROGRAM} {__version__}")
+        console.say(f"{PROGRAM} {__version__}")
         raise typer.Exit
     if context.invoked_subcommand is None:
-        _say(context.get_help())
+        console.say(context.get_help())
         raise typer.Exit(UsageError.exit_code)  # for 0 would mean published
 
 
@@ -318,7 +281,7 @@ def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
 def _unforeseen(error: Exception) -> tuple[int, dict[str, Any]]:
     refused: JobError | None = memory.refusal(error, "give the job more memory")
     if isinstance(error, OSError) and traceback.extract_tb(error.__traceback__)[-1].name == "echo":
-        refused = _unprinted(error)  # Typer's, which prints the help by itself
+        refused = console.unprinted(error)  # Typer's, which prints the help by itself
     if refused is not None:
         return _failed(str(refused), refused.exit_code)
     with contextlib.suppress(OSError, ValueError):
@@ -347,8 +310,7 @@ def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
     # As the log of the run has it, even where the flags could not be understood.
     wanted = verdict.given(words, os.environ, "--log") if words[:1] == ["train"] else "text"
     progress = Progress(wanted or "auto", sys.stderr)
-    if ended["code"] != 0:
-        progress.event("failed", error=ended["error"], code=ended["code"])
+    console.tell_failure(progress, ended)
     path = verdict.path(words, os.environ)
     if (refusal := verdict.write(path, ended)) is not None:
         progress.event("verdict_not_written", reason=refusal)
