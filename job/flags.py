@@ -5,7 +5,7 @@ Each flag can be given as an environment variable, `MNIST_JOB_` and its name: `M
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -134,3 +134,38 @@ Image = Annotated[
 Figure = Annotated[
     str | None, _flag("figure", "Also draw the images and predictions into this PNG.")
 ]
+
+# Of retrain, and of what people do to the log of champions.
+Night = Annotated[
+    str | None,
+    _flag("night", "Names the night; the same again is the same night. [default: a fresh one]"),
+]
+Promote = Annotated[
+    Literal["no-worse", "better", "manual"],
+    _flag("promote", "What a challenger must be to be promoted; 'manual' leaves it to a person."),
+]
+GateAlpha = Annotated[
+    float, _flag("gate-alpha", "Risk of each test of the gate to refuse a model that is no worse.")
+]
+GateMinimum = Annotated[
+    float, _flag("gate-minimum", "Accuracy below which nothing is promoted, from 0 to 1.")
+]
+AcceptChangedShards = Annotated[
+    bool, _flag("accept-changed-shards", "Take shards whose bytes have changed since a night.")
+]
+StaleAfter = Annotated[
+    str | None,
+    _flag("stale-after", "Call the champion stale at this age, such as 7d. [default: never]"),
+]
+Notify = Annotated[
+    str | None,
+    _flag("notify", "Post what the night came to here, as JSON; an http or https URL."),
+]
+Again = Annotated[bool, _flag("again", "Decide even if a night has decided on the same before.")]
+Reason = Annotated[str, _flag("reason", "Why, for whoever reads the log later.")]
+To = Annotated[
+    int | None,
+    _flag("to", "Entry whose champion to bring back. [default: the champion before this one]"),
+]
+AsJson = Annotated[bool, _flag("json", "Print JSON instead of a table.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a complete run.")]

@@ -205,6 +205,18 @@ def _already_complete(details: Mapping[str, Any]) -> str:
     )
 
 
+def _night_over(details: Mapping[str, Any]) -> str:
+    lines = [f"night      {details['verdict']}: {details['why']}"]
+    if details["champion"] is not None:
+        days = details["champion_age_seconds"] / 86_400
+        stale = "  STALE" if details["stale"] else ""
+        lines.append(
+            f"champion   {details['champion']}, {details['champion_accuracy']:.2%}, "
+            f"for {days:.1f} days{stale}"
+        )
+    return "\n".join(lines)
+
+
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
     *("nothing_saved_before", "records_missing"),
@@ -212,6 +224,7 @@ _WARNINGS = (
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown"),
+    *("shards_gone", "shard_skipped", "overtaken", "champion_stale"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -268,6 +281,27 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "data_not_compared": lambda details: (
         f"warning    whether the data are still those of the run is not known: {details['reason']}"
+    ),
+    "night_started": lambda details: (
+        f"night      {details['night']}, of {details['files']} files at {details['data']}"
+    ),
+    "night_over": _night_over,
+    "night_over_already": lambda details: (
+        f"night      {details['night']} is over already; nothing was done\n{_night_over(details)}"
+    ),
+    "shards_gone": lambda details: (
+        f"warning    nights before had {', '.join(details['names'])}, which are not there any more"
+    ),
+    "shard_skipped": lambda details: f"warning    {details['name']} is left out: {details['why']}",
+    "judged": lambda details: f"gate       {details['why']}",
+    "verdict_written": lambda _: "",  # no news to a person
+    "promoted": lambda details: f"promoted   {details['run']}, entry {details['number']} of the log",
+    "overtaken": lambda _: (
+        "warning    another night or a person was faster in the log of champions: deciding anew"
+    ),
+    "champion_stale": lambda details: (
+        f"warning    the champion {details['champion']} is {details['age_seconds'] / 86_400:.1f} "
+        "days old, older than --stale-after"
     ),
     "complete": _complete,
     "already_complete": _already_complete,

@@ -95,18 +95,37 @@ class Published:
         Raises:
             DataError: the weights don't fit it.
         """
-        runtime.prepare_tensorflow()
-        cluster = Cluster.from_environment(os.environ, together=False)
-        cores = runtime.available_cores(container_limit=cluster.cpu_limit)
-        runtime.limit_threads(runtime.wanted_threads(os.environ, cores))
-        runtime.import_tensorflow()
-        from job.results import weights  # noqa: PLC0415
-        from job.training import model, strategy  # noqa: PLC0415
+        shape, classes = self.dataset.image_shape, self.dataset.classes
+        return rebuilt(self.content, str(self.place), self.model_name, shape, classes)
 
-        strategy.prepare_gpus()  # that it scores as its run did
-        net = model.build(self.model_name, self.dataset.image_shape, self.dataset.classes)
-        weights.load_hdf5(net, self.content, str(self.place))
-        return net
+
+def rebuilt(
+    content: bytes, where: str, architecture: str, image_shape: tuple[int, ...], classes: int
+) -> "keras.Model":
+    """Return the model that a weights file holds, ready to compute as its run did.
+
+    Args:
+        content: of the file.
+        where: it lies, for messages.
+        architecture: name of the model in `job.training.model`.
+        image_shape: of one image.
+        classes: how many there are.
+
+    Raises:
+        DataError: the weights don't fit the model.
+    """
+    runtime.prepare_tensorflow()
+    cluster = Cluster.from_environment(os.environ, together=False)
+    cores = runtime.available_cores(container_limit=cluster.cpu_limit)
+    runtime.limit_threads(runtime.wanted_threads(os.environ, cores))
+    runtime.import_tensorflow()
+    from job.results import weights  # noqa: PLC0415
+    from job.training import model, strategy  # noqa: PLC0415
+
+    strategy.prepare_gpus()  # that it scores as its run did
+    net = model.build(architecture, image_shape, classes)
+    weights.load_hdf5(net, content, where)
+    return net
 
 
 def _said(metrics: dict[str, Any], part: str, name: str) -> str | None:
