@@ -231,7 +231,7 @@ def _take_in(
 ) -> tuple[Dataset, dict[str, Any]]:
     """Return the data set that this night trains on, guarded, and what the record tells of it."""
     plan, progress, entry = desk.plan, desk.progress, desk.log.newest()
-    seen = desk.records.shards(desk.config.data)
+    seen = desk.records.shards(desk.config.data, plan.night)
     taken: dict[str, Any] = {
         "new": [part.name for part in seen.new(found.parts)],
         "changed": [part.name for part in seen.changed(found.parts)],
@@ -266,7 +266,7 @@ def _take_in(
         parts = tuple(part for part in parts if part.name not in bad)
     for each in skipped:
         progress.event("shard_skipped", **each)
-    seen.accept(dataset.parts, plan.night)
+    seen.accept(dataset.parts)
     return dataset, {**taken, "skipped": skipped}
 
 

@@ -3,11 +3,12 @@
     <output>/nights/<id>.json                        what a night came to, refusals too
     <output>/gates/<key>.<test set>.<01>.json        a verdict of the gate; all of one test set
                                                      together are how often that has decided
-    <output>/shards/<source>/<name>.<digest>.json    a shard that a night has accepted
+    <output>/shards/<source>/<name>@<digest>@<night>.json    a shard that a night has accepted
 
 Names carry what is looked for, so that one listing answers and nothing has to be read.
 """
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ NIGHTS, GATES, SHARDS = "nights", "gates", "shards"
 SHORT = 16  # signs of a digest that a name carries: 64 bits
 _MAX_VERDICTS = 99  # on one key: each needs another champion, or other acts of people
 _GATE = re.compile(r"([0-9a-f]{16})\.([0-9a-f]{16})\.([0-9]{2})\.json")
-_SHARD = re.compile(r"(.+)\.([0-9a-f]{16})\.json")
+_SHARD = re.compile(r"(.+)@([0-9a-f]{16})@([A-Za-z0-9._-]+)\.json")
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,16 @@ class Records:
         storage.create(self.output / path, publishing.to_json(document))
         return path
 
-    def shards(self, source: str) -> "Seen":
-        """Return the shards of a source that nights have accepted."""
+    def shards(self, source: str, night: str) -> "Seen":
+        """Return the shards of a source that nights have accepted, `night` itself not counted."""
         folder = self.output / SHARDS / _source(source)
         seen: dict[str, set[str]] = {}
         for name in storage.names(folder):
-            if found := _SHARD.fullmatch(name):
+            found = _SHARD.fullmatch(name)
+            # One that was killed and is begun again must see what it saw.
+            if found and found[3] != night:
                 seen.setdefault(found[1], set()).add(found[2])
-        return Seen(folder, seen)
+        return Seen(folder, seen, night)
 
     def _gates(self) -> list[tuple[str, str, int, str]]:
         """Return key, test set, number and name of each verdict."""
@@ -116,10 +119,11 @@ class Records:
 
 @dataclass(frozen=True)
 class Seen:
-    """The shards of one source that nights have accepted, with the digests they then had."""
+    """The shards of one source that other nights have accepted, with the digests they then had."""
 
     folder: Place
     digests: dict[str, set[str]]
+    night: str
 
     def new(self, parts: Iterable[Part]) -> list[Part]:
         """Return those of `parts` that no night has accepted as they are."""
@@ -133,16 +137,14 @@ class Seen:
         """Return the names of shards that were accepted and are not there any more."""
         return sorted(set(self.digests) - {part.name for part in parts})
 
-    def accept(self, parts: Iterable[Part], night: str) -> None:
-        """Write down that a night has accepted `parts`."""
+    def accept(self, parts: Iterable[Part]) -> None:
+        """Write down that this night has accepted `parts`."""
         for part in self.new(parts):
             record = {"name": part.name, "size": part.size, "sha256": part.sha256}
-            document = {"schema_version": SCHEMA_VERSION, **record, "night": night}
-            place = self.folder / f"{part.name}.{short(part.sha256)}.json"
-            try:
+            document = {"schema_version": SCHEMA_VERSION, **record, "night": self.night}
+            place = self.folder / f"{part.name}@{short(part.sha256)}@{self.night}.json"
+            with contextlib.suppress(ConflictError):  # it was killed, and has written that before
                 storage.create(place, publishing.to_json({**document, "time": utc_now()}))
-            except ConflictError:
-                continue  # another night has accepted the same bytes
 
     def _of(self, part: Part) -> set[str]:
         return self.digests.get(part.name, set())

@@ -295,7 +295,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "shard_skipped": lambda details: f"warning    {details['name']} is left out: {details['why']}",
     "judged": lambda details: f"gate       {details['why']}",
     "verdict_written": lambda _: "",  # no news to a person
-    "promoted": lambda details: f"promoted   {details['run']}, entry {details['number']} of the log",
+    "promoted": lambda details: (
+        f"promoted   {details['run']}, entry {details['number']} of the log"
+    ),
     "overtaken": lambda _: (
         "warning    another night or a person was faster in the log of champions: deciding anew"
     ),
