@@ -68,7 +68,8 @@ def retrain(
     cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
     if cluster.workers.count > 1 or strategy == "multiworker":
         raise UsageError("retrain runs as one process: start it as one pod, without workers")
-    from job.nightly import gate, guard, night as nights_work  # noqa: PLC0415
+    from job.nightly import gate, guard  # noqa: PLC0415
+    from job.nightly import night as nights_work
 
     config = RunConfig(
         data=data,

@@ -16,8 +16,10 @@ def table(entries: Sequence[Entry]) -> str:
     days = newest.age_seconds(datetime.now(UTC)) / 86_400
     champion, anchor = newest.champion, newest.anchor
     lines = [
-        f"champion   {champion.run}, {champion.accuracy:.2%} of {champion.test_examples:,} test "
-        f"images, for {days:.1f} days",
+        (
+            f"champion   {champion.run}, {champion.accuracy:.2%} of {champion.test_examples:,} "
+            f"test images, for {days:.1f} days"
+        ),
         f"anchor     {anchor.run}, {anchor.accuracy:.2%}",
         *([f"held       {newest.held}"] if newest.held else []),
         *(f"barred     {bar.run}: {bar.why}" for bar in newest.barred),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -46,8 +46,8 @@ class Plan:
 
     night: str
     """Names the night: the same id again is the same night."""
-    rules: gate.Rules = gate.Rules()
-    bounds: guard.Bounds = guard.Bounds()
+    rules: gate.Rules = field(default_factory=gate.Rules)
+    bounds: guard.Bounds = field(default_factory=guard.Bounds)
     skip_bad_shards: bool = False
     """Leave a bad shard out, loudly, instead of refusing the night."""
     accept_changed_shards: bool = False
@@ -153,7 +153,7 @@ class _Desk:
         """Close the night if its data are bad or its training comes to nothing."""
         try:
             yield
-        except _Refused as refused:
+        except _RefusedError as refused:
             self.close("bad_data", str(refused), found=found, **refused.taken)
             raise
         except DataError as error:
@@ -207,7 +207,7 @@ class _Desk:
         return None if entry is None else champion_now(entry, self.plan.stale_after_seconds)
 
 
-class _Refused(DataError):
+class _RefusedError(DataError):
     """The data were refused, with what was found."""
 
     def __init__(self, message: str, **taken: Any) -> None:
@@ -240,7 +240,7 @@ def _take_in(
     if taken["gone"]:
         progress.event("shards_gone", names=taken["gone"])
     if taken["changed"] and not plan.accept_changed_shards:
-        raise _Refused(
+        raise _RefusedError(
             f"{', '.join(taken['changed'])} at {desk.config.data}: the bytes are not those that an "
             "earlier night had; bring the old ones back under this name, or accept the new ones "
             "with --accept-changed-shards",
@@ -261,7 +261,7 @@ def _take_in(
             break
         whole = "; ".join(finding.sentence for finding in findings)
         if not plan.skip_bad_shards or not all(shards.is_shard(name) for name in bad):
-            raise _Refused(whole, **taken, skipped=skipped, findings=told)
+            raise _RefusedError(whole, **taken, skipped=skipped, findings=told)
         skipped += [{"name": each.shard, "why": each.sentence} for each in findings]
         parts = tuple(part for part in parts if part.name not in bad)
     for each in skipped:
@@ -330,19 +330,9 @@ def _decide(
             judged = _judge(desk, contender, entry, dataset)
         told = _keep_verdict(desk, key, judged)
         desk.progress.event("judged", passed=judged.verdict.passed, why=judged.verdict.why)
-        if not judged.verdict.passed:
-            return _Outcome("refused", judged.verdict.why, told)
-        if desk.plan.rules.promote == "manual":
-            why = f"passed, and waits for mnist-job promote {config.run_id} --reason ..."
-            return _Outcome("awaiting", f"{why}; {judged.verdict.why}", told)
-        if entry is not None and entry.held is not None:
-            return _Outcome("held", f"passed, but promotions are held: {entry.held}", told)
-        broken = servable.check(
-            contender.archive(), contender.weights, judged.images, judged.probabilities
-        )
-        if broken is not None:
-            why = f"plain Keras does not get from the published files what was recorded: {broken}"
-            return _Outcome("refused", why, told)
+        against = _against(desk, contender, judged, entry)
+        if against is not None:
+            return _Outcome(*against, told)
         if _append(desk, judged, entry):
             return _Outcome("promoted", judged.verdict.why, told)
         desk.progress.event("overtaken", night=desk.plan.night)
@@ -350,6 +340,27 @@ def _decide(
         f"{desk.log.folder} was written by others {_MOST_RACES} times while this night decided: "
         "try again"
     )
+
+
+def _against(
+    desk: _Desk, contender: Contender, judged: "_Judged", entry: Entry | None
+) -> tuple[str, str] | None:
+    """Return the verdict and the reason if something speaks against promoting, else None."""
+    why = judged.verdict.why
+    if not judged.verdict.passed:
+        return "refused", why
+    if desk.plan.rules.promote == "manual":
+        waits = f"passed, and waits for mnist-job promote {contender.model.run} --reason ..."
+        return "awaiting", f"{waits}; {why}"
+    if entry is not None and entry.held is not None:
+        return "held", f"passed, but promotions are held: {entry.held}; {why}"
+    broken = servable.check(
+        contender.archive(), contender.weights, judged.images, judged.probabilities
+    )
+    if broken is not None:
+        what = "plain Keras does not get from the published files what was recorded"
+        return "refused", f"{what}: {broken}"
+    return None
 
 
 def _promoted_already(
@@ -548,7 +559,7 @@ def _key(plan: Plan, config: RunConfig, data_fingerprint: str) -> str:
 
 
 def code_version() -> dict[str, str | None]:
-    """Return what the result of a training depends on beside config and data, without loading it."""
+    """Return what a training depends on beside config and data, without loading it."""
     commit, keras = runtime.git_commit(os.environ), metadata.version("keras")
     found: dict[str, str | None] = {
         "job_version": __version__,
