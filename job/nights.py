@@ -69,7 +69,7 @@ def retrain(
     if cluster.workers.count > 1 or strategy == "multiworker":
         raise UsageError("retrain runs as one process: start it as one pod, without workers")
     from job.nightly import gate, guard  # noqa: PLC0415
-    from job.nightly import night as nights_work
+    from job.nightly import night as nights_work  # noqa: PLC0415
 
     config = RunConfig(
         data=data,
