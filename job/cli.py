@@ -50,6 +50,7 @@ app.add_typer(nights.app)  # without a name: its commands stand beside these
 def train(
     context: typer.Context,
     data: flags.Data = RunConfig.data,
+    base: flags.Base = RunConfig.base,
     output: flags.Output = RunConfig.output,
     run_id: flags.RunId = None,
     model: flags.Model = RunConfig.model,
@@ -82,6 +83,7 @@ def train(
         raise UsageError("--run-id is missing: several workers must all be given the same one")
     config = RunConfig(
         data=data,
+        base=base,
         output=output,
         run_id=run_id or fresh_run_id(model),
         model=model,

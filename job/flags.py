@@ -44,7 +44,15 @@ Data = Annotated[
     str,
     _flag(
         "data",
-        "'mnist' (embedded), or path or URI of an .npz or of a folder with the four IDX files.",
+        "'mnist' (embedded), or path or URI of an .npz, of a folder with the four IDX files, or of "
+        "a folder of shards.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    _flag(
+        "base",
+        "What the shards at --data add to, named as that is. [default: what lies among them]",
     ),
 ]
 Model = Annotated[config.ModelName, _flag("model", "Architecture.")]

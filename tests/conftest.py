@@ -15,7 +15,7 @@ import servers
 
 from job import storage
 from job.cli import main
-from job.config import EMBEDDED
+from job.config import EMBEDDED, DataSource
 from job.data import source
 from job.process import runtime
 
@@ -172,7 +172,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 @pytest.fixture(scope="session")
 def mnist() -> source.Dataset:
     """Return the embedded data set."""
-    return source.load(EMBEDDED)
+    return source.load(DataSource(EMBEDDED))
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from job.process import preemption, runtime
 from job.results import inference
 
 TRAIN_FLAGS = [
-    "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
-    "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
+    "data", "base", "output", "run-id", "model", "epochs", "batch-size", "learning-rate",
+    "schedule", "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
     "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "storage-timeout",
     "anonymous", "termination-log", "liveness-file",
 ]  # fmt: skip
@@ -155,7 +155,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
     seen = []
     monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config) or METRICS)
     values = {
-        "data": "d.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
+        "data": "d.npz", "base": "b.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
         "batch_size": 5, "learning_rate": 0.5, "schedule": "cosine", "seed": 9,
         "weight_decay": 0.5, "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu",
         "require_gpu": False, "peer_timeout": 9.5,

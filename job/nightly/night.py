@@ -34,6 +34,7 @@ from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.results import statistics
 from job.run import train_run
+from job.storage import parse
 from job.workers.cluster import Cluster
 
 RECORDED_PROBABILITIES = 100  # images whose probabilities a stranger must find again
@@ -89,10 +90,11 @@ def retrain(
             found=found,
         )
     with desk.recording_failures(found):
-        dataset, taken = _take_in(desk, found, preemption)
+        taken = _take_in(desk, found, preemption)
+        dataset = taken.dataset
         if (bar := desk.barred(dataset.fingerprint)) is not None:
-            return desk.close("barred", _barred(bar), found=found, dataset=dataset, **taken)
-        config = _run_of(config, dataset)
+            return desk.close("barred", _barred(bar), found=found, dataset=dataset, **taken.told)
+        config = _run_of(config, taken)
         document = train_run(config, cluster, preemption, progress, dataset=dataset)
     assert document is not None  # a night has one worker, which is the chief
     outcome = _decide(desk, key, config, dataset, document, preemption)
@@ -103,7 +105,7 @@ def retrain(
         dataset=dataset,
         run=config.run_id,
         gate=outcome.gate,
-        **taken,
+        **taken.told,
     )
 
 
@@ -124,8 +126,9 @@ class _Desk:
         self.plan = plan
         self.config = config
         self.progress = progress
-        self.records = Records(config.output_place)
-        self.log = Log(config.output_place)
+        self.output = parse(config.output, "--output")
+        self.records = Records(self.output)
+        self.log = Log(self.output)
         self.began = champions.utc_now()
 
     def decided_before(self, key: str) -> str | None:
@@ -226,10 +229,8 @@ def _as_it_ended(record: dict[str, Any], plan: Plan, progress: Progress) -> dict
     return record
 
 
-def _take_in(
-    desk: _Desk, found: shards.Look, preemption: Preemption
-) -> tuple[Dataset, dict[str, Any]]:
-    """Return the data set that this night trains on, guarded, and what the record tells of it."""
+def _take_in(desk: _Desk, found: shards.Look, preemption: Preemption) -> "_Taken":
+    """Return the data set that this night trains on, guarded."""
     plan, progress, entry = desk.plan, desk.progress, desk.log.newest()
     seen = desk.records.shards(desk.config.data, plan.night)
     taken: dict[str, Any] = {
@@ -246,32 +247,45 @@ def _take_in(
             "with --accept-changed-shards",
             **taken,
         )
-    champion = None if entry is None else Contender.of(desk.config.output_place, entry.champion)
-    parts, skipped = found.parts, []
+    champion = None if entry is None else Contender.of(desk.output, entry.champion)
+    parts, skipped = found.parts, dict[str, str]()
     while True:
         only = tuple((part.name, part.sha256) for part in parts)
         dataset = source.load(
             replace(desk.config.source, only=only), progress.beat, skip_bad=plan.skip_bad_shards
         )
-        skipped += [{"name": name, "why": why} for name, why in dataset.skipped]
-        findings = _findings(desk, dataset, seen, entry, champion, preemption)
-        told = [asdict(finding) for finding in findings]
-        bad = {finding.shard for finding in findings}
-        if not bad:
+        skipped |= dict(dataset.skipped)
+        parts = tuple(part for part in parts if part.name not in skipped)
+        findings = _findings(desk, parts, dataset, seen, entry, champion, preemption)
+        if not findings:
             break
-        whole = "; ".join(finding.sentence for finding in findings)
-        if not plan.skip_bad_shards or not all(shards.is_shard(name) for name in bad):
-            raise _RefusedError(whole, **taken, skipped=skipped, findings=told)
-        skipped += [{"name": each.shard, "why": each.sentence} for each in findings]
+        bad = {finding.shard for finding in findings}
+        if not plan.skip_bad_shards or not bad <= {shard.name for shard in dataset.shards}:
+            told = [asdict(finding) for finding in findings]
+            why = "; ".join(finding.sentence for finding in findings)
+            raise _RefusedError(why, **taken, skipped=skipped, findings=told)
+        for finding in findings:
+            progress.event("shard_skipped", shard=finding.shard, reason=finding.sentence)
+            skipped[finding.shard] = finding.sentence
         parts = tuple(part for part in parts if part.name not in bad)
-    for each in skipped:
-        progress.event("shard_skipped", **each)
-    seen.accept(dataset.parts)
-    return dataset, {**taken, "skipped": skipped}
+    seen.accept(parts)
+    return _Taken(dataset, parts, {**taken, "skipped": skipped})
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a night trains on."""
+
+    dataset: Dataset
+    parts: tuple[shards.Part, ...]
+    """The files it is made of."""
+    told: dict[str, Any]
+    """What the record tells of how they were taken."""
 
 
 def _findings(
     desk: _Desk,
+    parts: Sequence[shards.Part],
     dataset: Dataset,
     seen: Seen,
     entry: Entry | None,
@@ -280,7 +294,7 @@ def _findings(
 ) -> Sequence[guard.Finding]:
     """Return what is wrong with the data: leaks anywhere, and drift or labels of new shards."""
     found = list(guard.leaks(dataset, desk.plan.leak_allow))
-    new = [part.name for part in seen.new(dataset.parts) if shards.is_train(part.name)]
+    new = [part.name for part in seen.new(parts) if part.name in dataset.held_out]
     if entry is None or champion is None:
         return found
     card = Card.from_json(entry.card) if entry.card else None
@@ -296,11 +310,11 @@ def _findings(
     return found
 
 
-def _run_of(config: RunConfig, dataset: Dataset) -> RunConfig:
+def _run_of(config: RunConfig, taken: _Taken) -> RunConfig:
     """Return the config of the run that code, config and data name, and no other."""
-    told = json.dumps([code_version(), config.digest, dataset.fingerprint], sort_keys=True)
+    told = json.dumps([code_version(), config.digest, taken.dataset.fingerprint], sort_keys=True)
     run = f"night-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
-    only = tuple((part.name, part.sha256) for part in dataset.parts)
+    only = tuple((part.name, part.sha256) for part in taken.parts)
     return replace(config, run_id=run, only=only)
 
 
@@ -317,7 +331,7 @@ def _decide(
     Where another night or a person was faster, the log is read again and all is decided anew.
     """
     challenger = Model.of_run(config.run_id, document)
-    contender = Contender.of(config.output_place, challenger)
+    contender = Contender.of(desk.output, challenger)
     for _ in range(_MOST_RACES):
         entry = desk.log.newest()
         if (done := _promoted_already(desk, key, challenger, entry)) is not None:
@@ -398,7 +412,7 @@ class _Judged:
 
 def _judge(desk: _Desk, challenger: Contender, entry: Entry | None, dataset: Dataset) -> _Judged:
     """Let challenger, champion and anchor classify the same images, and compare them in pairs."""
-    output, beat = desk.config.output_place, desk.progress.beat
+    output, beat = desk.output, desk.progress.beat
     champion = None if entry is None else Contender.of(output, entry.champion)
     anchor = champion
     if entry is not None and entry.anchor.weights_sha256 != entry.champion.weights_sha256:
@@ -470,9 +484,9 @@ def _newest(
         listed = champion.metrics.get("data", {}).get("shards") or []
         had = {(each.get("name"), each.get("sha256")) for each in listed}
     names = [
-        part.name
-        for part in dataset.parts
-        if part.name in dataset.held_out and (part.name, part.sha256) not in had
+        shard.name
+        for shard in dataset.shards
+        if shard.name in dataset.held_out and (shard.name, shard.sha256) not in had
     ]
     kept = [dataset.held_out[name] for name in names if len(dataset.held_out[name][1])]
     if not kept:

@@ -221,10 +221,11 @@ _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
     *("nothing_saved_before", "records_missing"),
     *("storage_retry", "other_data", "data_not_compared"),
+    *("no_shards", "no_shard", "shard_skipped"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown"),
-    *("shards_gone", "shard_skipped", "overtaken", "champion_stale"),
+    *("shards_gone", "overtaken", "champion_stale"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -292,7 +293,6 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "shards_gone": lambda details: (
         f"warning    nights before had {', '.join(details['names'])}, which are not there any more"
     ),
-    "shard_skipped": lambda details: f"warning    {details['name']} is left out: {details['why']}",
     "judged": lambda details: f"gate       {details['why']}",
     "verdict_written": lambda _: "",  # no news to a person
     "promoted": lambda details: (
@@ -304,6 +304,15 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "champion_stale": lambda details: (
         f"warning    the champion {details['champion']} is {details['age_seconds'] / 86_400:.1f} "
         "days old, older than --stale-after"
+    ),
+    "no_shards": lambda details: (
+        f"warning    {details['data']} holds no shard yet: only {details['base']} is used"
+    ),
+    "no_shard": lambda details: (
+        f"warning    {details['file']} is ignored: shards are called train-*.npz and test-*.npz"
+    ),
+    "shard_skipped": lambda details: (
+        f"warning    the shard {details['shard']} is left out: {details['reason']}"
     ),
     "complete": _complete,
     "already_complete": _already_complete,

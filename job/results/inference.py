@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from job import __version__, storage
-from job.config import ModelName, RunConfig, parse_data
-from job.data import source
+from job.config import DataSource, ModelName, RunConfig, parse_data
+from job.data import shards, source
 from job.errors import ConflictError, DataError, UsageError
 from job.pictures import gallery, handwriting
 from job.process import runtime
@@ -75,8 +75,6 @@ class Published:
         """
         place = publishing.weights_of(weights)
         content, metrics = publishing.read_artifact(place, MAX_WEIGHTS_BYTES)
-        if data is None:
-            data = parse_data(_said(metrics, "config", "data") or RunConfig.data)
         if model_name is None:
             model_name = _said(metrics, "config", "model") or RunConfig.model
         if model_name not in get_args(ModelName):
@@ -84,9 +82,9 @@ class Published:
                 f"the run of {place} trained the model {model_name[:80]!r}, which this version of "
                 f"the job doesn't have: give --model ({', '.join(get_args(ModelName))})"
             )
-        dataset = source.load(data)
+        dataset = source.load(_source(metrics, data))
         if _said(metrics, "data", "fingerprint") not in {None, dataset.fingerprint}:
-            progress.event("other_data", weights=str(place), data=str(data))
+            progress.event("other_data", weights=str(place), data=dataset.uri)
         return cls(place, content, model_name, dataset)
 
     def model(self) -> "keras.Model":
@@ -126,6 +124,22 @@ def rebuilt(
     net = model.build(architecture, image_shape, classes)
     weights.load_hdf5(net, content, where)
     return net
+
+
+def _source(metrics: dict[str, Any], data: Place | None) -> DataSource:
+    """Return what names the data to use: those of the run of `metrics`, unless `data` does.
+
+    The base of a run's shards goes with them, whoever names the folder; the files that it took are
+    asked for only where nobody does.
+    """
+    of_run, base = _said(metrics, "config", "data"), _said(metrics, "config", "base")
+    if data is not None and str(data) != of_run:
+        return DataSource(data)
+    return DataSource(
+        data or parse_data(of_run or RunConfig.data),
+        None if base is None else parse_data(base, "--base"),
+        None if data else shards.recorded(metrics.get("data")),
+    )
 
 
 def _said(metrics: dict[str, Any], part: str, name: str) -> str | None:
