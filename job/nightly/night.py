@@ -432,16 +432,14 @@ def _judge(desk: _Desk, challenger: Contender, entry: Entry | None, dataset: Dat
         if newest is not None:
             fresh[name] = _score(contender.classes(newest[0]), newest[1])
         beat()
-    test = {name: _score(guess, dataset.y_test) for name, guess in guesses.items()}
     models = {
-        name: _scored(contender.model, dataset, test[name])
+        name: _judged_on(dataset, contender.model, guesses[name])
         for name, contender in named.items()
         if contender is not None
     }
     # On another test set than before the champion may be the better of the two.
     if "anchor" in models and models["champion"].test_correct > models["anchor"].test_correct:
         models["anchor"], guesses["anchor"] = models["champion"], guesses["champion"]
-        test["anchor"] = test["champion"]
     rules = desk.plan.rules
     verdict = gate.judge(
         dataset.y_test,
@@ -451,15 +449,12 @@ def _judge(desk: _Desk, challenger: Contender, entry: Entry | None, dataset: Dat
         rules,
         dataset.classes,
     )
-    scores = {"test": {"fingerprint": dataset.test_fingerprint, **test}, "newest": fresh or None}
     recorded = probabilities[:RECORDED_PROBABILITIES]
     document = {
-        "challenger": asdict(models["challenger"]),
-        "champion": None if champion is None else asdict(models["champion"]),
-        "anchor": None if anchor is None else asdict(models["anchor"]),
-        "rules": asdict(rules),
+        **{name: asdict(models[name]) if name in models else None for name in named},
+        "settings": asdict(rules),
         **verdict.document,
-        "scores": scores,
+        "newest": fresh or None,
         "probabilities": recorded.tolist(),
     }
     return _Judged(
@@ -467,7 +462,11 @@ def _judge(desk: _Desk, challenger: Contender, entry: Entry | None, dataset: Dat
         challenger=models["challenger"],
         champion=models.get("champion"),
         anchor=models.get("anchor"),
-        scores=scores,
+        scores={
+            "test_fingerprint": dataset.test_fingerprint,
+            "test": verdict.document["scores"],
+            "newest": fresh or None,
+        },
         document=document,
         images=dataset.x_test[:RECORDED_PROBABILITIES],
         probabilities=recorded,
@@ -505,12 +504,13 @@ def _score(guess: npt.NDArray[np.int64], labels: npt.NDArray[np.int32]) -> dict[
     }
 
 
-def _scored(model: Model, dataset: Dataset, score: dict[str, Any]) -> Model:
+def _judged_on(dataset: Dataset, model: Model, guess: npt.NDArray[np.int64]) -> Model:
+    """Return `model` with its result on the data's test images."""
     return replace(
         model,
         test_fingerprint=dataset.test_fingerprint,
-        test_correct=score["correct"],
-        test_examples=score["examples"],
+        test_correct=int((guess == dataset.y_test).sum()),
+        test_examples=len(guess),
     )
 
 

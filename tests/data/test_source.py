@@ -313,9 +313,13 @@ def test_damaged_or_missing_asset_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         raise MissingInputError("there is no such file")
 
     monkeypatch.setattr(storage, "read", flipped)
-    refused(DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "06af5dfe", "reinstall")
+    refused(
+        DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "06af5dfe", "reinstall"
+    )
     monkeypatch.setattr(storage, "read", missing)
-    refused(DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "missing", "reinstall")
+    refused(
+        DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "missing", "reinstall"
+    )
 
 
 # --- bad arrays ---------------------------------------------------------------------------------
@@ -419,7 +423,9 @@ def test_bad_arrays_are_refused_in_idx_too(tmp_path: Path, case: str) -> None:
     arrays = small_set()
     change(arrays)
     uri = write(tmp_path, idx_files(arrays, packed))
-    refused(DataError, lambda: source.load(DataSource(parse(uri))), f"{tmp_path}/t", "-ubyte", *parts)
+    refused(
+        DataError, lambda: source.load(DataSource(parse(uri))), f"{tmp_path}/t", "-ubyte", *parts
+    )
 
 
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
@@ -431,7 +437,13 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 
     arrays = small_set() | {"x_train": np.array([Payload()], dtype=object)}
     uri = write(tmp_path, {"set.npz": npz(arrays)}) + "/set.npz"
-    refused(DataError, lambda: source.load(DataSource(parse(uri))), "x_train", "object", "never unpickled")
+    refused(
+        DataError,
+        lambda: source.load(DataSource(parse(uri))),
+        "x_train",
+        "object",
+        "never unpickled",
+    )
     assert not marker.exists()
     with np.load(uri, allow_pickle=True) as archive:
         archive["x_train"]
@@ -603,14 +615,19 @@ def test_folder_that_lacks_a_file(tmp_path: Path, stem: str) -> None:
     del files[f"{stem}-ubyte"]
     uri = write(tmp_path, files)
     error = refused(
-        MissingInputError, lambda: source.load(DataSource(parse(uri))), str(tmp_path), f"{stem}-ubyte"
+        MissingInputError,
+        lambda: source.load(DataSource(parse(uri))),
+        str(tmp_path),
+        f"{stem}-ubyte",
     )
     assert error.exit_code == 66
 
 
 def test_missing_path(tmp_path: Path) -> None:
     uri = f"{tmp_path}/none.npz"
-    assert refused(MissingInputError, lambda: source.load(DataSource(parse(uri))), uri).exit_code == 66
+    assert (
+        refused(MissingInputError, lambda: source.load(DataSource(parse(uri))), uri).exit_code == 66
+    )
 
 
 def test_file_that_may_not_be_read_is_named(

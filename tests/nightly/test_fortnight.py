@@ -146,7 +146,7 @@ def fortnight(nights: Calendar) -> None:  # noqa: PLR0915  a story, in its order
     nights.shard("a", slice(3000, 8000))
     third = nights.happens("promoted")
     assert third["new"] == ["train-a.npz"]
-    assert third["gate"]["scores"]["newest"]["champion"]["examples"] > 300
+    assert third["gate"]["newest"]["champion"]["examples"] > 300
     assert third["champion"]["stale"] is False
 
     # 4: a shard that is half written refuses the night by name; 5: mended, it is taken.
