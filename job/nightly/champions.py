@@ -109,6 +109,8 @@ class Entry:
     """The night that promoted; None for an act of a person."""
     scores: dict[str, Any] | None = None
     """Of challenger, champion and anchor of that night, on the test set and the newest images."""
+    gate: dict[str, Any] | None = None
+    """The verdict that let it in, and where that lies; None for an act of a person."""
     card: dict[str, Any] | None = None
     """The champion's data card, which the next night's data are compared with."""
     time: str
@@ -235,7 +237,7 @@ def promotion(former: Entry | None, champion: Model, anchor: Model | None, **fac
         since=now,
         time=now,
         who=who(),
-        **{"night": None, "scores": None, "card": None, **facts},
+        **{"night": None, "scores": None, "gate": None, "card": None, **facts},
     )
 
 
@@ -353,6 +355,7 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
         time=now,
         barred=bars,
         scores=target.scores,
+        gate=target.gate,
         card=target.card,
     )
 
@@ -414,6 +417,7 @@ def _entry(document: dict[str, Any], number: int) -> Entry:
         barred=tuple(Bar(**bar) for bar in document["barred"]),
         night=document["night"],
         scores=document["scores"],
+        gate=document["gate"],
         card=document["card"],
         time=document["time"],
         who=document["who"],

@@ -39,6 +39,7 @@ from job.workers.cluster import Cluster
 
 RECORDED_PROBABILITIES = 100  # images whose probabilities a stranger must find again
 _MOST_RACES = 20  # lost ones in a row: far more than nights that overlap
+_RECENT = 20  # entries that others may have written between a night's own and its record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +335,7 @@ def _decide(
     contender = Contender.of(desk.output, challenger)
     for _ in range(_MOST_RACES):
         entry = desk.log.newest()
-        if (done := _promoted_already(desk, key, challenger, entry)) is not None:
+        if (done := _promoted_already(desk, challenger, entry)) is not None:
             return done
         if entry is not None:
             bar = entry.bars(challenger.weights_sha256, challenger.data_fingerprint)
@@ -347,7 +348,7 @@ def _decide(
         against = _against(desk, contender, judged, entry)
         if against is not None:
             return _Outcome(*against, told)
-        if _append(desk, judged, entry):
+        if _append(desk, judged, entry, told):
             return _Outcome("promoted", judged.verdict.why, told)
         desk.progress.event("overtaken", night=desk.plan.night)
     raise TemporaryError(
@@ -377,16 +378,11 @@ def _against(
     return None
 
 
-def _promoted_already(
-    desk: _Desk, key: str, challenger: Model, entry: Entry | None
-) -> _Outcome | None:
+def _promoted_already(desk: _Desk, challenger: Model, entry: Entry | None) -> _Outcome | None:
     """Return what is to be said if the challenger is, or was by this night, promoted."""
-    last = desk.records.last_verdict(key)
-    told = None if last is None else last[1]
-    if last is not None and last[1].get("night") == desk.plan.night:  # it was killed, and goes on
-        for mine in reversed(desk.log.entries()):
-            if mine.night == desk.plan.night:
-                return _Outcome("promoted", mine.why, told)
+    for mine in desk.log.entries(_RECENT):
+        if mine.night == desk.plan.night:  # it was killed before it was over, and goes on
+            return _Outcome("promoted", mine.why, mine.gate)
     if entry is not None and entry.champion.weights_sha256 == challenger.weights_sha256:
         by = f"by night {entry.night}" if entry.night else f"by a person ({entry.why})"
         return _Outcome("unchanged", f"these weights are the champion already, {by}")
@@ -515,14 +511,18 @@ def _judged_on(dataset: Dataset, model: Model, guess: npt.NDArray[np.int64]) -> 
 
 
 def _keep_verdict(desk: _Desk, key: str, judged: _Judged) -> dict[str, Any]:
-    """Write the verdict, unless the last one on this key was made of the same; return it."""
+    """Write the verdict, unless the last one on this key was made of the same.
+
+    Returns:
+        What other records tell of it: where it lies, and all of it but the probabilities.
+    """
     canonical = json.dumps(judged.document, sort_keys=True)
     inputs = hashlib.sha256(canonical.encode()).hexdigest()
     test = judged.challenger.test_fingerprint
     while True:
         last = desk.records.last_verdict(key)
         if last is not None and last[1].get("inputs") == inputs:
-            return last[1]
+            return _told(desk.records.verdict_path(key, last[0], test), last[1])
         number = 1 if last is None else last[0] + 1
         document = {
             "schema_version": SCHEMA_VERSION,
@@ -533,16 +533,19 @@ def _keep_verdict(desk: _Desk, key: str, judged: _Judged) -> dict[str, Any]:
             **judged.document,
         }
         try:
-            path = desk.records.keep_verdict(key, number, test, document)
+            desk.records.keep_verdict(key, number, test, document)
         except ConflictError:
             if last == desk.records.last_verdict(key):
                 raise
             continue  # another night was faster: look what it wrote
-        desk.progress.event("verdict_written", path=path)
-        return document
+        return _told(desk.records.verdict_path(key, number, test), document)
 
 
-def _append(desk: _Desk, judged: _Judged, entry: Entry | None) -> bool:
+def _told(path: str, document: dict[str, Any]) -> dict[str, Any]:
+    return {"path": path, **{k: v for k, v in document.items() if k != "probabilities"}}
+
+
+def _append(desk: _Desk, judged: _Judged, entry: Entry | None, told: dict[str, Any]) -> bool:
     """Append the promotion to the log; False if another writer was faster."""
     new = champions.promotion(
         entry,
@@ -550,6 +553,7 @@ def _append(desk: _Desk, judged: _Judged, entry: Entry | None) -> bool:
         judged.anchor,
         night=desk.plan.night,
         scores=judged.scores,
+        gate=told,
         card=judged.card,
         why=judged.verdict.why,
     )

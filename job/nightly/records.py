@@ -79,10 +79,14 @@ class Records:
         """Return how often this test set has decided."""
         return sum(test == short(test_fingerprint) for _, test, _, _ in self._gates())
 
+    def verdict_path(self, key: str, number: int, test_fingerprint: str) -> str:
+        """Return the path of a verdict of the gate, below the output."""
+        return f"{GATES}/{short(key)}.{short(test_fingerprint)}.{number:02}.json"
+
     def keep_verdict(
         self, key: str, number: int, test_fingerprint: str, document: dict[str, Any]
-    ) -> str:
-        """Write a verdict of the gate, and return its path below the output.
+    ) -> None:
+        """Write a verdict of the gate.
 
         Raises:
             ConflictError: another night wrote one of that number: look again.
@@ -92,9 +96,8 @@ class Records:
                 f"{self.output / GATES} holds {_MAX_VERDICTS} verdicts on one set of code, config "
                 "and data: change one of them, or give another --output"
             )
-        path = f"{GATES}/{short(key)}.{short(test_fingerprint)}.{number:02}.json"
+        path = self.verdict_path(key, number, test_fingerprint)
         storage.create(self.output / path, publishing.to_json(document))
-        return path
 
     def shards(self, source: str, night: str) -> "Seen":
         """Return the shards of a source that nights have accepted, `night` itself not counted."""

@@ -294,7 +294,6 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"warning    nights before had {', '.join(details['names'])}, which are not there any more"
     ),
     "judged": lambda details: f"gate       {details['why']}",
-    "verdict_written": lambda _: "",  # no news to a person
     "promoted": lambda details: (
         f"promoted   {details['run']}, entry {details['number']} of the log"
     ),
