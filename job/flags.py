@@ -177,3 +177,20 @@ To = Annotated[
 ]
 AsJson = Annotated[bool, _flag("json", "Print JSON instead of a table.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a complete run.")]
+SkipBadShards = Annotated[
+    bool, _flag("skip-bad-shards", "Leave bad shards out, loudly, instead of refusing all.")
+]
+LeakAllow = Annotated[
+    list[str] | None,
+    _flag("leak-allow", "Digest of a test image that may be trained on; may be repeated."),
+]
+GuardLabels = Annotated[
+    float, _flag("guard-labels", "How far the share of a label in a shard may be from before.")
+]
+GuardPixels = Annotated[
+    float,
+    _flag("guard-pixels", "How many standard deviations a label's images may be from before."),
+]
+GuardAccuracy = Annotated[
+    float, _flag("guard-accuracy", "How much worse the champion may do on a shard.")
+]

@@ -72,4 +72,5 @@ class Contender:
 
     def classes(self, images: npt.NDArray[np.uint8]) -> Classes:
         """Return the most probable class of each image, shape (n,)."""
-        return self.probabilities(images).argmax(axis=1)
+        result: Classes = self.probabilities(images).argmax(axis=1)
+        return result

@@ -294,21 +294,34 @@ def _findings(
     preemption: Preemption,
 ) -> Sequence[guard.Finding]:
     """Return what is wrong with the data: leaks anywhere, and drift or labels of new shards."""
-    found = list(guard.leaks(dataset, desk.plan.leak_allow))
-    new = [part.name for part in seen.new(parts) if part.name in dataset.held_out]
+    allowed = desk.plan.leak_allow
     if entry is None or champion is None:
-        return found
-    card = Card.from_json(entry.card) if entry.card else None
-    bounds = desk.plan.bounds
-    for name in new:
-        images, labels = dataset.shard(name)
-        if card is not None:
-            found += guard.drift(name, Card.of(images, labels, dataset.classes), card, bounds)
-        with preemption.deferred():
-            correct = int((champion.classes(images) == labels).sum())
-        found += guard.accuracy_drop(name, correct, len(labels), entry.champion.accuracy, bounds)
+        return guard.leaks(dataset, allowed)
+    new = [part.name for part in seen.new(parts) if part.name in dataset.held_out]
+    card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
+
+    def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         desk.progress.beat()
-    return found
+        return champion.classes(images)
+
+    with preemption.deferred():
+        return guard.check(
+            dataset,
+            new,
+            card,
+            allowed=allowed,
+            classify=classify,
+            accuracy=entry.champion.accuracy,
+            bounds=desk.plan.bounds,
+        )
+
+
+def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:
+    """Return the card of what is trained on but for new shards: of a champion that has none."""
+    known = np.ones(len(dataset.x_train), np.bool_)
+    for name in new:
+        known[dataset.segments[name]] = False
+    return Card.of(dataset.x_train[known], dataset.y_train[known], dataset.classes)
 
 
 def _run_of(config: RunConfig, taken: _Taken) -> RunConfig:
@@ -466,7 +479,7 @@ def _judge(desk: _Desk, challenger: Contender, entry: Entry | None, dataset: Dat
         document=document,
         images=dataset.x_test[:RECORDED_PROBABILITIES],
         probabilities=recorded,
-        card=Card.of(dataset.x_train, dataset.y_train, dataset.classes).to_json(),
+        card=Card.of(dataset.x_train, dataset.y_train, dataset.classes).document(),
     )
 
 
