@@ -449,12 +449,12 @@ def _judge(desk: _Desk, challenger: Contender, entry: Entry | None, dataset: Dat
     # On another test set than before the champion may be the better of the two.
     if "anchor" in models and models["champion"].test_correct > models["anchor"].test_correct:
         models["anchor"], guesses["anchor"] = models["champion"], guesses["champion"]
-    rules = desk.plan.rules
+    rules, apart = desk.plan.rules, models.get("anchor") != models.get("champion")
     verdict = gate.judge(
         dataset.y_test,
         guesses["challenger"],
         guesses.get("champion"),
-        guesses.get("anchor"),
+        guesses.get("anchor") if apart else None,  # nobody is to lose to the same model twice
         rules,
         dataset.classes,
     )
@@ -625,6 +625,7 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "night": record.get("night"),
         "verdict": record.get("verdict"),
         "why": record.get("why"),
+        "exit_code": record.get("exit_code"),
         "run": record.get("run"),
         "champion": champion.get("run"),
         "champion_number": champion.get("number"),

@@ -206,7 +206,8 @@ def _already_complete(details: Mapping[str, Any]) -> str:
 
 
 def _night_over(details: Mapping[str, Any]) -> str:
-    lines = [f"night      {details['verdict']}: {details['why']}"]
+    error = details["exit_code"] != 0  # which is told at the end, by its own line
+    lines = [f"night      {details['verdict']}" + ("" if error else f": {details['why']}")]
     if details["champion"] is not None:
         days = details["champion_age_seconds"] / 86_400
         stale = "  STALE" if details["stale"] else ""
