@@ -128,10 +128,13 @@ LivenessFile = Annotated[
 ]
 
 # Of evaluate and predict.
-Weights = Annotated[str, _flag("weights", "A model_weights.h5, or the folder of a run.")]
+Weights = Annotated[
+    str,
+    _flag("weights", "A model_weights.h5, the folder of a run, or 'champion', below --output."),
+]
 Report = Annotated[
     str | None,
-    _flag("output", "Also write the scores as JSON: a file that ends in .json, or a folder."),
+    _flag("report", "Also write the scores as JSON: a file that ends in .json, or a folder."),
 ]
 NumImages = Annotated[int, _flag("num-images", "How many test images to predict.")]
 Start = Annotated[int, _flag("start", "Index of the first test image, from 0.")]

@@ -193,7 +193,7 @@ def write_report(output: Place, report: dict[str, Any]) -> Place:
         if publishing.read_json(place) | {"evaluated": None} != mine | {"evaluated": None}:
             raise ConflictError(
                 f"{place} holds another evaluation: nothing was overwritten; choose another "
-                "--output"
+                "--report"
             ) from error
     return place
 
