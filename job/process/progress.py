@@ -211,7 +211,7 @@ _WARNINGS = (
     *("storage_retry", "other_data", "data_not_compared"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
-    *("log_not_written", "liveness_not_shown"),
+    *("log_not_written", "liveness_not_shown", "not_notified"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -268,6 +268,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "data_not_compared": lambda details: (
         f"warning    whether the data are still those of the run is not known: {details['reason']}"
+    ),
+    "notified": lambda details: f"notified   {details['to']}",
+    "not_notified": lambda details: (
+        f"warning    nobody was told at {details['to']}: {details['reason']}"
     ),
     "complete": _complete,
     "already_complete": _already_complete,
