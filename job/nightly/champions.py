@@ -310,12 +310,17 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
     """
     newest = entries[-1]
     if to is None:
-        others = [entry for entry in entries if entry.champion.run != newest.champion.run]
-        # The one that the present champion took over from, not the one of a later night.
-        if newest.before is not None and others:
-            others = [entry for entry in others if entry.champion.run == newest.before] or others
+        others = [
+            entry
+            for entry in entries
+            if entry.champion.weights_sha256 != newest.champion.weights_sha256
+            and newest.bars(entry.champion.weights_sha256, "") is None
+        ]
         if not others:
-            raise UsageError(f"{newest.champion.run} is the only champion there ever was")
+            raise UsageError(
+                f"no champion before {newest.champion.run} is left that was not rolled back: name "
+                "one by --to"
+            )
         target = others[-1]
     else:
         found = [entry for entry in entries if entry.number == to]

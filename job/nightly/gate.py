@@ -176,7 +176,7 @@ def coin_tail(heads: int, tosses: int) -> float:
     for count in range(heads, tosses + 1):
         tail += ways
         ways = ways * (tosses - count) // (count + 1)
-    return tail / 2**tosses
+    return float(tail / 2**tosses)
 
 
 def least_caught(pairs: int, alpha: float) -> int:
@@ -184,7 +184,7 @@ def least_caught(pairs: int, alpha: float) -> int:
 
     Where so few do that not even losing all of them is, as many are assumed as that takes.
     """
-    while 0.5**pairs > alpha:
+    while math.ldexp(1.0, -pairs) > alpha:
         pairs += 1
     lost, ways, tail = pairs, pairs, 1  # `tail`: in how many ways `lost` or more come about
     while (tail + ways) / 2**pairs <= alpha:

@@ -524,7 +524,7 @@ def _judged_on(dataset: Dataset, model: Model, guess: npt.NDArray[np.int64]) -> 
 
 
 def _keep_verdict(desk: _Desk, key: str, judged: _Judged) -> dict[str, Any]:
-    """Write the verdict, unless the last one on this key was made of the same.
+    """Write the verdict, unless this night did so before it was killed.
 
     Returns:
         What other records tell of it: where it lies, and all of it but the probabilities.
@@ -534,7 +534,8 @@ def _keep_verdict(desk: _Desk, key: str, judged: _Judged) -> dict[str, Any]:
     test = judged.challenger.test_fingerprint
     while True:
         last = desk.records.last_verdict(key)
-        if last is not None and last[1].get("inputs") == inputs:
+        mine = last is not None and last[1].get("night") == desk.plan.night
+        if last is not None and mine and last[1].get("inputs") == inputs:
             return _told(desk.records.verdict_path(key, last[0], test), last[1])
         number = 1 if last is None else last[0] + 1
         document = {

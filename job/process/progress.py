@@ -225,7 +225,7 @@ _WARNINGS = (
     *("no_shards", "no_shard", "shard_skipped"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
-    *("log_not_written", "liveness_not_shown"),
+    *("log_not_written", "liveness_not_shown", "not_notified"),
     *("shards_gone", "overtaken", "champion_stale"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -313,6 +313,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "shard_skipped": lambda details: (
         f"warning    the shard {details['shard']} is left out: {details['reason']}"
+    ),
+    "notified": lambda details: f"notified   {details['to']}",
+    "not_notified": lambda details: (
+        f"warning    nobody was told at {details['to']}: {details['reason']}"
     ),
     "complete": _complete,
     "already_complete": _already_complete,

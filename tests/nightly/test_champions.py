@@ -202,7 +202,12 @@ def test_rollback_forward_lifts_the_bar():
 
 @pytest.mark.parametrize(
     ("names", "to", "message"),
-    [("a", None, "only champion"), ("ab", 7, "no entry"), ("ab", 0, "no entry"), ("ab", 2, "alre")],
+    [
+        ("a", None, "no champion before"),
+        ("ab", 7, "no entry"),
+        ("ab", 0, "no entry"),
+        ("ab", 2, "alre"),
+    ],
 )
 def test_rollbacks_that_mean_nothing_are_refused(names, to, message):
     with pytest.raises(UsageError, match=message):
