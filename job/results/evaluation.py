@@ -107,9 +107,11 @@ def predict_logits(
     def forward(batch: tf.Tensor) -> tf.Tensor:
         return model(tf.cast(batch, tf.float32) * PIXEL_SCALE, training=False)
 
+    # Asked for by itself: TensorFlow warns of functions that are traced often, as by many models.
+    compiled = forward.get_concrete_function()
     batches = []
     for start in range(0, len(images), batch):
-        batches.append(forward(images[start : start + batch]).numpy())
+        batches.append(compiled(tf.constant(images[start : start + batch])).numpy())
         beat()
     logits = np.concatenate(batches).astype(np.float64)
     if bad := int((~np.isfinite(logits)).any(axis=1).sum()):

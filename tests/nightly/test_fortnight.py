@@ -24,7 +24,7 @@ from job.storage import Place
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("--epochs", "3", "--batch-size", "128", "--stale-after", "7d", "--log", "json")
+FLAGS = ("--epochs", "3", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 
 
 @dataclass
@@ -120,8 +120,8 @@ class Calendar:
     def process(self, *more: str, name: str | None = None) -> "subprocess.Popen[bytes]":
         """Start a night in a process of its own."""
         words = [sys.executable, "-m", "job", *self.words(*more, name=name)]
-        log = (self.scratch / f"night-{self.night}-{name}.txt").open("ab")
-        return subprocess.Popen(words, stdout=log, stderr=log, env=dict(os.environ))
+        with (self.scratch / f"night-{self.night}-{name}.txt").open("ab") as log:
+            return subprocess.Popen(words, stdout=log, stderr=log, env=dict(os.environ))
 
 
 def packed(**arrays: Any) -> bytes:
@@ -156,7 +156,7 @@ def fortnight(nights: Calendar) -> None:  # noqa: PLR0915  a story, in its order
     skipped = nights.happens(
         "promoted", "--skip-bad-shards", "--seed", "1", "--gate-alpha", "0.001"
     )
-    assert [each["name"] for each in skipped["skipped"]] == ["train-b.npz"]
+    assert list(skipped["skipped"]) == ["train-b.npz"]
     nights.put("train-b.npz", whole)
     nights.shard("b", slice(8000, 14000))
 
