@@ -497,7 +497,12 @@ def test_keras_does_not_see_optional_packages_and_others_do(fakes: Path) -> None
         "print(json.dumps([keras.seen, missing, left, pandas.__name__]))",
         PYTHONPATH=str(fakes),
     )
-    assert found == [{"matplotlib": False, "pandas": False, "scipy": False, "os": True}, [], [], "pandas"]
+    assert found == [
+        {"matplotlib": False, "pandas": False, "scipy": False, "os": True},
+        [],
+        [],
+        "pandas",
+    ]
 
 
 def test_work_goes_on_beside_the_caller_and_its_failure_is_not_lost() -> None:
