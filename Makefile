@@ -11,7 +11,7 @@ CA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow check format seeds bench chaos chaos-storage image image-test \
-	image-sizes mutants picture lock lock-peers clean
+	image-sizes mutants gate picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -78,6 +78,9 @@ chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (
 
 mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
 	@$(BIN)/python scripts/mutants/run.py $(ARGS)
+
+gate: $(READY) ## Simulate sixty nights of the gate, with and without an anchor (2 minutes)
+	@$(BIN)/python scripts/gate/simulate.py $(ARGS)
 
 picture: $(READY) ## Draw the README's terminal from a real `make train`
 	@$(BIN)/python scripts/terminal.py $(ARGS)

@@ -97,6 +97,26 @@ def test_the_contestants_run_without_what_would_steer_them(monkeypatch):
     assert not {name for name in kept if name.startswith(("PYTHON", "XLA", "OMP", "MNIST"))}
 
 
+@pytest.mark.parametrize(
+    "words", [["-c", probes._IMPORT], [str(environments.PEERS / "keras_fit.py"), *"1100"]]
+)
+def test_keras_and_tensorflow_are_measured_without_what_only_our_tests_bring(tmp_path, words):
+    for name in ("pandas", "scipy"):
+        (tmp_path / f"{name}.py").touch()
+        looking = f"try:\n    import {name}\nexcept ImportError:\n    print('no {name}')\n"
+        for library in ("keras", "tensorflow"):
+            with (tmp_path / f"{library}.py").open("a") as file:
+                file.write(looking)
+    ended = subprocess.run(
+        [sys.executable, *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.stdout.startswith("no pandas\nno scipy\n")
+
+
 def test_a_contestant_that_fails_stops_the_bench():
     with pytest.raises(environments.BenchError, match=r"exited 3: no such luck"):
         contestants.run(["sh", "-c", "echo no such luck >&2; exit 3"])

@@ -5,6 +5,7 @@ its scheme and host, and none quotes an error, which may quote the URL.
 """
 
 import json
+import re
 import urllib.request
 from http.client import HTTPMessage
 from typing import IO, Any
@@ -17,6 +18,8 @@ from job.process import runtime
 from job.process.progress import Progress
 
 LIMIT_SECONDS = 10.0  # for all of it: the name, the connection, and however slow an answer
+
+_SIGNS = re.compile("[!-~]+")  # of ASCII those that show; others cut a request short
 
 
 def check(url: str) -> None:
@@ -31,7 +34,7 @@ def check(url: str) -> None:
         fits = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fits = False
-    if not fits or parts.username is not None or not url.isascii() or not url.isprintable():
+    if not fits or parts.username is not None or not _SIGNS.fullmatch(url):
         raise UsageError(
             "--notify must be an http:// or https:// URL in plain ASCII, without a user; it is "
             "not shown here, since it may be secret"

@@ -22,10 +22,8 @@ TOLERANCE = 1e-5  # of a probability: another kernel sums in another order, no m
 _FOUND = 3  # exit code of a process that says what is wrong with the files
 _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TF_NUM_INTRAOP_THREADS")
 
-PROGRAM = """
-import sys
-
-def judge():
+JUDGE = """
+def judge(tolerance):
     import keras
     import numpy as np
 
@@ -37,7 +35,7 @@ def judge():
         if found.shape != recorded.shape:
             return f"gives outputs of shape {found.shape}, not {recorded.shape}"
         largest = np.abs(found - recorded).max()
-        if not largest <= float(sys.argv[1]):  # NaN is no match either
+        if not largest <= tolerance:  # NaN is no match either
             return f"gives other probabilities than were recorded, by up to {largest:.2g}"
 
     where = "model.keras"
@@ -46,20 +44,25 @@ def judge():
         if wrong := difference(model):
             return f"{where} {wrong}"
         where = "model_weights.h5"
-        fresh = keras.models.clone_model(model)
+        fresh = keras.models.clone_model(model)  # of the same layers, with other weights
         fresh.load_weights(where)
         if wrong := difference(fresh):
             return f"{where} {wrong}"
     except Exception as error:
-        return f"{where} can't be opened by plain Keras: {error!r}"
+        last = str(error).strip().splitlines()[-1:] or [""]  # the cause, after pages of config
+        return f"{where} can't be opened by plain Keras: {type(error).__name__}: {last[0]}"
+"""
 
-reason = judge()
+_SAY = """
+import sys
+
+found = judge(float(sys.argv[1]))
 if ours := sorted(name for name in sys.modules if name.partition(".")[0] == "job"):
-    reason = f"opening what was published imports the job's own {ours[0]}" + (
-        f"; {reason}" if reason else ""
+    found = f"opening what was published imports the job's own {ours[0]}" + (
+        f"; {found}" if found else ""
     )
-if reason:
-    print(reason)
+if found:
+    print(found)
     sys.exit(3)
 """
 
@@ -90,10 +93,7 @@ def check(
     with contextlib.ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mnist-job-")))
-            (folder / "model.keras").write_bytes(archive)
-            (folder / "model_weights.h5").write_bytes(weights)
-            np.save(folder / "images.npy", images)
-            np.save(folder / "probabilities.npy", probabilities)
+            lay_out(folder, archive, weights, images, probabilities)
         except OSError as error:
             raise OutputError(
                 f"the published files can't be laid out for a clean process ({error}): give the "
@@ -113,11 +113,29 @@ def check(
     return None
 
 
+def lay_out(
+    folder: Path,
+    archive: bytes,
+    weights: bytes,
+    images: npt.NDArray[np.uint8],
+    probabilities: npt.NDArray[np.floating],
+) -> None:
+    """Write into `folder` what the clean process reads.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    (folder / "model.keras").write_bytes(archive)
+    (folder / "model_weights.h5").write_bytes(weights)
+    np.save(folder / "images.npy", images)
+    np.save(folder / "probabilities.npy", probabilities)
+
+
 def _run(folder: Path, beat: Callable[[], None]) -> tuple[int, str, str]:
     """Run the program in `folder`; return its exit code, output and errors."""
     process = subprocess.Popen(
         # -P and all else that keeps foreign code out is part of -I.
-        [sys.executable, "-I", "-c", PROGRAM, str(TOLERANCE)],
+        [sys.executable, "-I", "-c", JUDGE + _SAY, str(TOLERANCE)],
         cwd=folder,
         env=_environment(folder),
         stdin=subprocess.DEVNULL,

@@ -101,7 +101,7 @@ def import_tensorflow() -> dict[str, str]:
     """
     collecting = gc.isenabled()
     gc.disable()
-    hidden = [name for name in ("matplotlib", "pandas") if name not in sys.modules]
+    hidden = [name for name in ("matplotlib", "pandas", "scipy") if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes imports fail
     try:
         import keras  # noqa: PLC0415

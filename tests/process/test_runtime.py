@@ -461,12 +461,12 @@ def test_a_variable_that_tensorflow_ignores_is_ignored(text: str) -> None:
     assert wanted_threads({"TF_NUM_INTRAOP_THREADS": text}, cores=3) == 3
 
 
-OPTIONAL = ("matplotlib", "pandas")
+OPTIONAL = ("matplotlib", "pandas", "scipy")
 FAKE_KERAS = """
 import sys
 __version__ = "0"
 seen = {}
-for name in ("matplotlib", "pandas", "os"):
+for name in ("matplotlib", "pandas", "scipy", "os"):
     try:
         __import__(name)
         seen[name] = True
@@ -492,12 +492,17 @@ def test_keras_does_not_see_optional_packages_and_others_do(fakes: Path) -> None
         "from job.process.runtime import import_tensorflow\n"
         "import_tensorflow()\n"
         "missing = [name for name in ('keras', 'tensorflow') if name not in sys.modules]\n"
-        "left = [name for name in ('matplotlib', 'pandas') if name in sys.modules]\n"
+        "left = [name for name in ('matplotlib', 'pandas', 'scipy') if name in sys.modules]\n"
         "import keras, matplotlib, pandas\n"
         "print(json.dumps([keras.seen, missing, left, pandas.__name__]))",
         PYTHONPATH=str(fakes),
     )
-    assert found == [{"matplotlib": False, "pandas": False, "os": True}, [], [], "pandas"]
+    assert found == [
+        {"matplotlib": False, "pandas": False, "scipy": False, "os": True},
+        [],
+        [],
+        "pandas",
+    ]
 
 
 def test_work_goes_on_beside_the_caller_and_its_failure_is_not_lost() -> None:
@@ -529,7 +534,7 @@ def test_what_was_imported_before_stays_imported(fakes: Path) -> None:
         "print(json.dumps([keras.seen, sys.modules['pandas'] is pandas]))",
         PYTHONPATH=str(fakes),
     )
-    assert found == [{"matplotlib": False, "pandas": True, "os": True}, True]
+    assert found == [{"matplotlib": False, "pandas": True, "scipy": False, "os": True}, True]
 
 
 @pytest.mark.parametrize("before", [True, False])
