@@ -142,3 +142,20 @@ Image = Annotated[
 Figure = Annotated[
     str | None, _flag("figure", "Also draw the images and predictions into this PNG.")
 ]
+
+# Of retrain and data check.
+ChampionsOutput = Annotated[
+    str | None,
+    _flag("output", "Compare with what its champion was trained on. [default: with the base]"),
+]
+LeakAllow = Annotated[
+    list[str] | None,
+    _flag("leak-allow", "Digest of a test image that may be trained on; may be repeated."),
+]
+AcceptDrift = Annotated[
+    list[str] | None,
+    _flag("accept-drift", "Name of a shard that is taken however it differs; may be repeated."),
+]
+SkipBadShards = Annotated[
+    bool, _flag("skip-bad-shards", "Leave damaged shards out, instead of refusing (exit 65).")
+]

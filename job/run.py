@@ -47,8 +47,9 @@ def train_run(
 
     A run that was stopped goes on where it was; one that is complete already is left as it is. Of
     several workers all train and the chief does the rest; the others return when it has published,
-    without metrics where its output isn't theirs to see: each has a local folder of its own. Whoever
-    has loaded the data set already gives it, and it is not read again.
+    without metrics where its output isn't theirs to see: each has a local folder of its own.
+
+    Whoever has loaded the data set already gives it as `dataset`, and it is not read again.
 
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.

@@ -166,7 +166,7 @@ def digests(images: Images) -> list[bytes]:
         images: uint8, C-contiguous, of shape (n, ...).
     """
     return [
-        hashlib.blake2b(image, digest_size=DIGEST_BYTES).digest()
+        hashlib.blake2b(image.data, digest_size=DIGEST_BYTES).digest()
         for image in images.reshape(len(images), -1)
     ]
 

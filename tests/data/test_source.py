@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from job import storage
 from job.config import EMBEDDED, DataSource
 from job.data import arrays as arrays_module
-from job.data import examples, files, source
+from job.data import examples, source
+from job.data import files as files_module
 from job.errors import DataError, JobError, MissingInputError
 from job.storage import parse
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # a warning is no way to speak
 
 Arrays = dict[str, np.ndarray]
 
-STEMS = dict(zip(source.ARRAY_NAMES, files.IDX_STEMS, strict=True))
+STEMS = dict(zip(source.ARRAY_NAMES, files_module.IDX_STEMS, strict=True))
 IDX_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 MEBIBYTE = 1024 * 1024
 
@@ -313,9 +314,13 @@ def test_damaged_or_missing_asset_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         raise MissingInputError("there is no such file")
 
     monkeypatch.setattr(storage, "read", flipped)
-    refused(DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "06af5dfe", "reinstall")
+    refused(
+        DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "06af5dfe", "reinstall"
+    )
     monkeypatch.setattr(storage, "read", missing)
-    refused(DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "missing", "reinstall")
+    refused(
+        DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "missing", "reinstall"
+    )
 
 
 # --- bad arrays ---------------------------------------------------------------------------------
@@ -419,7 +424,9 @@ def test_bad_arrays_are_refused_in_idx_too(tmp_path: Path, case: str) -> None:
     arrays = small_set()
     change(arrays)
     uri = write(tmp_path, idx_files(arrays, packed))
-    refused(DataError, lambda: source.load(DataSource(parse(uri))), f"{tmp_path}/t", "-ubyte", *parts)
+    refused(
+        DataError, lambda: source.load(DataSource(parse(uri))), f"{tmp_path}/t", "-ubyte", *parts
+    )
 
 
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
@@ -431,7 +438,13 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 
     arrays = small_set() | {"x_train": np.array([Payload()], dtype=object)}
     uri = write(tmp_path, {"set.npz": npz(arrays)}) + "/set.npz"
-    refused(DataError, lambda: source.load(DataSource(parse(uri))), "x_train", "object", "never unpickled")
+    refused(
+        DataError,
+        lambda: source.load(DataSource(parse(uri))),
+        "x_train",
+        "object",
+        "never unpickled",
+    )
     assert not marker.exists()
     with np.load(uri, allow_pickle=True) as archive:
         archive["x_train"]
@@ -603,14 +616,19 @@ def test_folder_that_lacks_a_file(tmp_path: Path, stem: str) -> None:
     del files[f"{stem}-ubyte"]
     uri = write(tmp_path, files)
     error = refused(
-        MissingInputError, lambda: source.load(DataSource(parse(uri))), str(tmp_path), f"{stem}-ubyte"
+        MissingInputError,
+        lambda: source.load(DataSource(parse(uri))),
+        str(tmp_path),
+        f"{stem}-ubyte",
     )
     assert error.exit_code == 66
 
 
 def test_missing_path(tmp_path: Path) -> None:
     uri = f"{tmp_path}/none.npz"
-    assert refused(MissingInputError, lambda: source.load(DataSource(parse(uri))), uri).exit_code == 66
+    assert (
+        refused(MissingInputError, lambda: source.load(DataSource(parse(uri))), uri).exit_code == 66
+    )
 
 
 def test_file_that_may_not_be_read_is_named(
@@ -637,7 +655,7 @@ def test_limits_hold_for_honest_files(
     content = npz(arrays)
     claimed = sum(array.nbytes for array in arrays.values())
     uri = write(tmp_path, idx_files(arrays))
-    where = {"MAX_BYTES": source, "MAX_FILE_BYTES": files}[constant]
+    where = {"MAX_BYTES": source, "MAX_FILE_BYTES": files_module}[constant]
     largest = {"MAX_BYTES": (claimed, claimed), "MAX_FILE_BYTES": (len(content), 8 * 64 * 64 + 16)}
     monkeypatch.setattr(where, constant, largest[constant][0])
     assert_same(load_npz(tmp_path, content), arrays)
@@ -722,7 +740,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], list[str]]] = {
 @pytest.fixture
 def _tight_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     # One read takes a buffer as large as its limit, whatever the file's size: leave that out.
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", MEBIBYTE)
+    monkeypatch.setattr(files_module, "MAX_FILE_BYTES", MEBIBYTE)
 
 
 @pytest.mark.usefixtures("_tight_reads")
