@@ -4,7 +4,7 @@ import mmap
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Pile:
         self._size_bytes = 0
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> "Pile":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -40,6 +40,8 @@ class Bounds:
     accuracy: float = 0.10
     deviations: float = 4.0
     """Of chance: where so many of them are more than the bound, they are the bound."""
+    one_hand: float = 16.0
+    """Images of a label that count as one for chance: a shard has many of the same writer's."""
 
 
 DEFAULT = Bounds()
@@ -243,7 +245,8 @@ def _pixels(name: str, feature: int, shard: Card, reference: Card, bounds: Bound
     found, expected = shard.means[:, feature], reference.means[:, feature]
     apart = np.where(known, np.abs(found - expected) / spread, 0.0)
     examples, before = np.maximum(1, shard.counts), np.maximum(1, reference.counts)
-    limits = np.maximum(bounds.pixels, bounds.deviations * np.sqrt(1 / examples + 1 / before))
+    chance = np.sqrt(bounds.one_hand / examples + 1 / before)
+    limits = np.maximum(bounds.pixels, bounds.deviations * chance)
     label = int((apart / limits).argmax())
     what: What = ("pixel_mean", "pixel_deviation")[feature]
     sentence = (
@@ -285,8 +288,9 @@ def table(dataset: Dataset, checked: Checked) -> str:
         found = {each.what: each for each in checked.measured if each.shard == name}
         examples, held_out = counted.get(name, (len(dataset.base_examples[0]), 0))
         cells = [_cell(found.get(what)) for what in whats]
-        leaked = {d for f in checked.measured if f.shard == name for d in f.digests}
-        rows.append([name, f"{examples:,}", f"{held_out:,}", *cells, f"{len(leaked):,}"])
+        leaked = sum(len(f.digests) for f in checked.measured if f.shard == name)
+        cells.append(f"{leaked:,} !" if leaked else "0")
+        rows.append([name, f"{examples:,}", f"{held_out:,}", *cells])
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
