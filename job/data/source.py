@@ -73,6 +73,14 @@ class Dataset:
         """The shards that were taken: first those to train on, then those to test with."""
         return tuple(part for part in self.parts if isinstance(part, Shard))
 
+    @property
+    def only(self) -> tuple[tuple[str, str], ...] | None:
+        """What `DataSource.only` is to be, that these files are taken; None of a set in one piece.
+
+        Bad shards that were left out are none of them.
+        """
+        return tuple((part.name, part.sha256) for part in self.parts) or None
+
     @cached_property
     def test_fingerprint(self) -> str:
         """SHA-256 in hex of names, shapes and bytes of the test images and labels."""

@@ -2,6 +2,7 @@
 
 import resource
 import tempfile
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -217,7 +218,7 @@ def test_a_folder_of_idx_files_is_what_it_was(tmp_path: Path) -> None:
     write(tmp_path, {"base.npz": npz(BASE), "notes.npz": b"x"})
     after = source.load(of(tmp_path))
     assert after.fingerprint == before.fingerprint
-    assert after.parts == ()
+    assert (after.parts, after.only) == ((), None)
     assert after.facts()["base"] is None
     assert after.facts()["shards"] == []
 
@@ -283,6 +284,8 @@ def test_a_bad_shard_is_refused_by_name_or_left_out(tmp_path: Path, case: str) -
     assert found.fingerprint == without.fingerprint  # of what was taken
     assert found.parts == without.parts
     assert rows(found.x_train, found.y_train) == rows(without.x_train, without.y_train)
+    again = source.load(of(path, only=found.only))  # which names it no more
+    assert (again.fingerprint, again.skipped) == (found.fingerprint, ())
     with_it = shards.look(of(path))  # which can't tell that it is bad
     assert {part.name for part in with_it.parts} - {p.name for p in found.parts} == {
         "train-bad.npz"
@@ -364,7 +367,7 @@ def test_only_the_files_that_were_seen_are_taken(tmp_path: Path) -> None:
     assert found.fingerprint == before.fingerprint == seen.fingerprint
     assert rows(found.x_train, found.y_train) == rows(before.x_train, before.y_train)
     assert shards.look(of(path, only=seen.only)) == seen
-    assert shards.recorded(found.facts()) == seen.only
+    assert shards.recorded(found.facts()) == found.only == seen.only
 
 
 @pytest.mark.parametrize("name", ["base.npz", "train-a.npz", "test-a.npz"])
@@ -453,7 +456,9 @@ def test_a_look_inflates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(source, name, lambda *_: 1 / 0)
     names = [part.name for part in shards.look(of(path)).parts]
     assert names == ["base.npz", "train-a.npz", "train-b.npz", "train-z.npz", "test-a.npz"]
+    assert [part.name for part in shards.look(of(path)).shards] == names[1:]
     assert [part.name for part in shards.look(of(tmp_path)).parts] == [*idx_files(BASE)]
+    assert shards.look(of(tmp_path)).shards == ()
     assert shards.look(DataSource(EMBEDDED)).parts == (
         shards.Part("mnist", EMBEDDED.path.stat().st_size, files.EMBEDDED_SHA256),
     )
@@ -519,3 +524,30 @@ def test_no_room_on_disk_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         refused(OutputError, lambda: source.load(of(path)), tempfile.gettempdir(), "too large")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     refused(OutputError, lambda: source.load(of(path)), "nowhere", "TMPDIR")
+
+
+def test_shards_that_are_on_disk_take_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for two that are at hand: one as it was read, with its numbers, and those it has kept."""
+    count, side = 4, 1024
+    size = count * side * side
+    generator = np.random.default_rng(2)
+    base = small_set((side, side))
+    for number in range(12):
+        images = generator.integers(0, 256, (count, side, side), np.uint8)
+        labels = np.arange(count) % 3
+        np.savez(tmp_path / f"train-{number:02}.npz", x_train=images, y_train=labels)
+    np.savez(tmp_path / "base.npz", **base)  # type: ignore[arg-type]
+    del images
+    monkeypatch.setattr(files, "RESIDENT_BYTES", size)
+    tracemalloc.start()
+    try:
+        found = source.load(of(tmp_path))
+        left, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found.x_train) + sum(len(pair[0]) for pair in found.held_out.values()) == 8 + 12 * 4
+    base_bytes = 2 * sum(array.nbytes for array in base.values())
+    assert most < base_bytes + 4 * size
+    assert left < base_bytes + 2 * size
