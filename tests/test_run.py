@@ -829,8 +829,8 @@ def test_a_run_on_shards_records_its_lineage(shards, tmp_path, command):
     done = command("train", "--data", shards, *flags)
     assert done.code == 0, done.err
     events = {line["event"]: line for line in map(json.loads, done.out.splitlines())}
-    assert events["no_shard"]["level"] == "warning"
-    assert events["no_shard"]["file"] == f"{shards}/notes.npz"
+    assert events["not_a_shard"]["level"] == "warning"
+    assert events["not_a_shard"]["file"] == f"{shards}/notes.npz"
     assert "shards" not in events["data_loaded"]  # there may be thousands
     metrics = read(tmp_path / "grown")
     jsonschema.Draft202012Validator(SCHEMA).validate(metrics)

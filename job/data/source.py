@@ -136,7 +136,7 @@ class Dataset:
         if not (self.folder.train or self.folder.test):
             yield "no_shards", {"data": self.uri, "base": str(self.folder.base)}
         for name in self.folder.ignored:
-            yield "no_shard", {"file": str(self.folder.place / name)}
+            yield "not_a_shard", {"file": str(self.folder.place / name)}
         for name, reason in self.skipped:
             yield "shard_skipped", {"shard": name, "reason": reason}
 

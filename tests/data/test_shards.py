@@ -209,7 +209,7 @@ def test_no_shard_yet_is_no_failure_where_the_base_is_named(tmp_path: Path, ther
     (tmp_path / "base.npz").write_bytes(npz(BASE))
     alone = source.load(of(tmp_path))  # base.npz among no shards
     assert alone.fingerprint == found.fingerprint
-    assert [name for name, _ in alone.remarks()] == ["no_shards", "no_shard"]
+    assert [name for name, _ in alone.remarks()] == ["no_shards", "not_a_shard"]
 
 
 def test_a_folder_of_idx_files_is_what_it_was(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_other_names_are_ignored_but_archives_are_told(tmp_path: Path) -> None:
     write(path, {"training-b.npz": b"x", "train.npz": b"x", "train-c.npz.part": b"x", "a.txt": b""})
     found = source.load(of(path))
     assert found.fingerprint == before
-    told = [("no_shard", {"file": f"{path}/{name}"}) for name in ("train.npz", "training-b.npz")]
+    told = [("not_a_shard", {"file": f"{path}/{name}"}) for name in ("train.npz", "training-b.npz")]
     assert list(found.remarks()) == told
 
 
