@@ -180,20 +180,20 @@ To = Annotated[
 ]
 AsJson = Annotated[bool, _flag("json", "Print JSON instead of a table.")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a complete run.")]
-SkipBadShards = Annotated[
-    bool, _flag("skip-bad-shards", "Leave bad shards out, loudly, instead of refusing all.")
+
+# Of retrain and data check.
+ChampionsOutput = Annotated[
+    str | None,
+    _flag("output", "Compare with what its champion was trained on. [default: with the base]"),
 ]
 LeakAllow = Annotated[
     list[str] | None,
     _flag("leak-allow", "Digest of a test image that may be trained on; may be repeated."),
 ]
-GuardLabels = Annotated[
-    float, _flag("guard-labels", "How far the share of a label in a shard may be from before.")
+AcceptDrift = Annotated[
+    list[str] | None,
+    _flag("accept-drift", "Name of a shard that is taken however it differs; may be repeated."),
 ]
-GuardPixels = Annotated[
-    float,
-    _flag("guard-pixels", "How many standard deviations a label's images may be from before."),
-]
-GuardAccuracy = Annotated[
-    float, _flag("guard-accuracy", "How much worse the champion may do on a shard.")
+SkipBadShards = Annotated[
+    bool, _flag("skip-bad-shards", "Leave bad shards out, instead of refusing (exit 65).")
 ]

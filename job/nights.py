@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from job import __version__, console, flags, storage
-from job.config import RunConfig, check_run_id, fresh_run_id, parse_duration
+from job.config import DataSource, RunConfig, check_run_id, fresh_run_id, parse_data, parse_duration
 from job.errors import ConflictError, JobError, UsageError
 from job.nightly import notice
 from job.process import verdict
@@ -36,9 +36,7 @@ def retrain(
     skip_bad_shards: flags.SkipBadShards = False,
     accept_changed_shards: flags.AcceptChangedShards = False,
     leak_allow: flags.LeakAllow = None,
-    guard_labels: flags.GuardLabels = 0.05,
-    guard_pixels: flags.GuardPixels = 1.0,
-    guard_accuracy: flags.GuardAccuracy = 0.1,
+    accept_drift: flags.AcceptDrift = None,
     stale_after: flags.StaleAfter = None,
     notify: flags.Notify = None,
     again: flags.Again = False,
@@ -95,10 +93,10 @@ def retrain(
     plan = nights_work.Plan(
         night=_night_id(night or cluster.job),
         rules=gate.Rules(alpha=gate_alpha, minimum=gate_minimum, promote=promote),
-        bounds=guard.Bounds(labels=guard_labels, pixels=guard_pixels, accuracy=guard_accuracy),
         skip_bad_shards=skip_bad_shards,
         accept_changed_shards=accept_changed_shards,
-        leak_allow=tuple(leak_allow or ()),
+        leak_allow=tuple(sorted(guard.allowed_leaks(leak_allow or ()))),
+        accept_drift=tuple(sorted(accept_drift or ())),
         stale_after_seconds=(
             None if stale_after is None else parse_duration(stale_after, "--stale-after")
         ),
@@ -244,3 +242,60 @@ def _night_id(given: str | None) -> str:
         return check_run_id(given or fresh_run_id("night"))
     except UsageError as error:
         raise UsageError(str(error).replace("--run-id", "--night")) from error
+
+
+looking = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+app.add_typer(looking, name="data", help="Look at data before a night does.")
+
+
+@looking.callback()
+def _data() -> None:
+    """Look at data before a night does."""
+
+
+@looking.command("check")
+def check_data(
+    uri: Annotated[str, typer.Argument(metavar="URI", help="What --data of retrain is to name.")],
+    base: flags.Base = None,
+    output: flags.ChampionsOutput = None,
+    leak_allow: flags.LeakAllow = None,
+    accept_drift: flags.AcceptDrift = None,
+    skip_bad_shards: flags.SkipBadShards = False,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Measure what a night would refuse data for, without training; exit 65 if it would."""
+    progress = console.progress_aside(storage_timeout, anonymous)
+    base_place = None if base is None else parse_data(base, "--base")
+    source = DataSource(parse_data(uri, "URI"), base_place)
+    output_place = None if output is None else parse(output, "--output")
+    from job.data.card import Card  # noqa: PLC0415  NumPy is for those who need it
+    from job.data.source import load  # noqa: PLC0415
+    from job.nightly import guard  # noqa: PLC0415
+    from job.nightly.champions import Log  # noqa: PLC0415
+
+    allowed = guard.allowed_leaks(leak_allow or [])
+    entry = None if output_place is None else Log(output_place).newest()
+    known = entry.card if entry is not None else None
+    dataset = load(source, skip_bad=skip_bad_shards)
+    for name, details in dataset.remarks():
+        progress.event(name, **details)
+    reference = (
+        Card.from_document(known) if known else Card.of(*dataset.base_examples, dataset.classes)
+    )
+    names = [guard.BASE, *(shard.name for shard in dataset.shards)]
+    champion = None
+    if entry is not None and output_place is not None:
+        from job.nightly.contest import Contender  # noqa: PLC0415
+
+        champion = Contender.of(output_place, entry.champion)
+    checked = guard.check(
+        dataset,
+        names,
+        reference,
+        allowed=allowed,
+        classify=None if champion is None else champion.classes,
+        accuracy=0.0 if champion is None else champion.model.accuracy,
+    )
+    console.say(guard.table(dataset, checked))
+    guard.refuse(checked.refusals(accept_drift or []))

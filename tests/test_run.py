@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from conftest import REPOSITORY
 
-from job.errors import CredentialsError, OutputError, StoppedError
+from job.errors import ConflictError, CredentialsError, OutputError, StoppedError
 from job.results import publishing
 
 SCHEMA = json.loads((REPOSITORY / "job/assets/metrics.schema.json").read_text())
@@ -800,3 +800,115 @@ def test_a_run_that_a_twin_completes_meanwhile_is_complete(begin, tmp_path, monk
     events = begin()
     assert "already_complete" in events
     assert "resumed" not in events
+
+
+# --- data that grow ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(small_mnist, mnist, tmp_path):
+    """Return a folder of shards: the small data, and one more of each kind."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    (folder / "base.npz").write_bytes(Path(small_mnist).read_bytes())
+    put(folder, "train-a.npz", mnist.x_train[3000:3300], mnist.y_train[3000:3300])
+    put(folder, "test-a.npz", mnist.x_test[600:650], mnist.y_test[600:650])
+    return folder
+
+
+def put(folder, name, images, labels):
+    import numpy as np
+
+    kind = name.partition("-")[0]
+    np.savez(folder / name, **{f"x_{kind}": images, f"y_{kind}": labels})
+
+
+def test_a_run_on_shards_records_its_lineage(shards, tmp_path, command):
+    (shards / "notes.npz").write_bytes(b"")
+    flags = ["--epochs", 1, "--output", tmp_path, "--run-id", "grown"]
+    done = command("train", "--data", shards, *flags)
+    assert done.code == 0, done.err
+    events = {line["event"]: line for line in map(json.loads, done.out.splitlines())}
+    assert events["not_a_shard"]["level"] == "warning"
+    assert events["not_a_shard"]["file"] == f"{shards}/notes.npz"
+    assert "shards" not in events["data_loaded"]  # there may be thousands
+    metrics = read(tmp_path / "grown")
+    jsonschema.Draft202012Validator(SCHEMA).validate(metrics)
+    data = metrics["data"]
+    assert [file["name"] for file in data["base"]["files"]] == ["base.npz"]
+    for part in (*data["base"]["files"], *data["shards"]):
+        content = (shards / part["name"]).read_bytes()
+        assert part["size"] == len(content)
+        assert part["sha256"] == hashlib.sha256(content).hexdigest()
+    train, test = data["shards"]
+    assert (train["examples"], test["examples"], test["held_out"]) == (300, 50, 0)
+    assert 0 < train["held_out"] < 60
+    assert data["train_examples"] == 2300 - train["held_out"]
+    assert metrics["test"]["examples"] == data["test_examples"] == 555
+    assert "base" not in metrics["config"]
+    assert '"event": "already_complete"' in command("train", "--data", shards, *flags).out
+
+
+def test_a_base_by_name_is_part_of_what_a_run_is(shards, small_mnist, tmp_path, command):
+    (shards / "base.npz").unlink()
+    flags = ["--data", shards, "--base", small_mnist, "--epochs", 1, "--output", tmp_path]
+    assert command("train", *flags, "--run-id", "based").code == 0
+    metrics = read(tmp_path / "based")
+    jsonschema.Draft202012Validator(SCHEMA).validate(metrics)
+    assert metrics["config"]["base"] == small_mnist
+    assert metrics["data"]["base"]["uri"] == small_mnist
+    scored = command("evaluate", "--weights", tmp_path / "based")  # which finds it again
+    assert (scored.code, scored.err) == (0, "")
+    by_folder = command("evaluate", "--weights", tmp_path / "based", "--data", shards)
+    assert (by_folder.code, by_folder.err) == (0, "")
+
+
+def test_a_bad_shard_ends_a_training_by_name(shards, tmp_path, command):
+    (shards / "train-b.npz").write_bytes(b"PK half")
+    refused = command("train", "--data", shards, "--output", tmp_path / "output")
+    assert refused.code == 65
+    assert "train-b.npz" in refused.err
+    assert not (tmp_path / "output").exists()
+
+
+def test_evaluate_takes_the_shards_that_the_run_took(shards, mnist, tmp_path, command):
+    flags = ["--data", shards, "--epochs", 1, "--output", tmp_path, "--run-id", "run"]
+    assert command("train", *flags).code == 0
+    put(shards, "test-b.npz", mnist.x_test[700:800], mnist.y_test[700:800])
+    report = tmp_path / "report.json"
+    words = ["evaluate", "--weights", tmp_path / "run"]
+    scored = command(*words, "--output", report)
+    assert (scored.code, scored.err) == (0, "")
+    assert json.loads(report.read_text())["test"] == read(tmp_path / "run")["test"]
+    now = command(*words, "--data", shards)
+    assert "of 655;" in now.out
+    assert "were trained on other data" in now.err
+    assert command("train", *flags).code == 73  # another data set has no place in this run
+    content = (shards / "train-a.npz").read_bytes()
+    (shards / "train-a.npz").write_bytes(content + b"\0")
+    changed = command(*words)
+    assert changed.code == 65
+    assert "train-a.npz" in changed.err
+    (shards / "train-a.npz").unlink()
+    assert "lacks train-a.npz" in command(*words).err
+
+
+def test_data_that_are_loaded_already_are_not_read_again(tmp_path, monkeypatch, small_mnist):
+    from job import run
+    from job.config import DataSource, RunConfig
+    from job.data import source
+    from job.process.preemption import Preemption
+    from job.process.progress import Progress
+    from job.storage import parse
+    from job.workers.cluster import Cluster
+
+    dataset = source.load(DataSource(parse(small_mnist)))
+    monkeypatch.setattr(source, "load", lambda *_: 1 / 0)
+    config = RunConfig(data=small_mnist, output=str(tmp_path), run_id="given", epochs=1)
+    alone = Cluster.from_environment({}, together=False)
+    for _ in range(2):  # the second finds it complete
+        document = run.train_run(config, alone, Preemption(), Progress(), dataset=dataset)
+        assert document["data"]["fingerprint"] == dataset.fingerprint
+    other = replace(dataset, fingerprint="0" * 64)
+    with pytest.raises(ConflictError, match="made of other data"):
+        run.train_run(config, alone, Preemption(), Progress(), dataset=other)

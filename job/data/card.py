@@ -37,11 +37,21 @@ class Card:
         card = cls(np.zeros(classes, np.int64), *np.zeros((2, classes, len(FEATURES))))
         step = max(1, _CHUNK_BYTES // max(1, images[:1].size))
         for start in range(0, len(images), step):
-            chunk = images[start : start + step].reshape(len(labels[start : start + step]), -1)
-            shares = chunk / 255.0
-            features = np.stack([shares.mean(axis=1), shares.std(axis=1)], axis=1)
-            card = card.merge(_of_features(features, labels[start : start + step], classes))
+            chunk = slice(start, start + step)
+            card = card.merge(cls.of_features(features(images[chunk]), labels[chunk], classes))
         return card
+
+    @classmethod
+    def of_features(cls, features: Numbers, labels: Labels, classes: int) -> "Card":
+        """Return the card of images whose features are known, shape (n, features)."""
+        counts = np.bincount(labels, minlength=classes)
+
+        def average(values: Numbers) -> Numbers:
+            sums = [np.bincount(labels, weights=column, minlength=classes) for column in values.T]
+            return _share(np.stack(sums, axis=1), counts)
+
+        means = average(features)
+        return cls(counts, means, np.sqrt(average((features - means[labels]) ** 2)))
 
     def merge(self, other: "Card") -> "Card":
         """Return the card of the images of both, which have the same number of classes.
@@ -94,25 +104,19 @@ class Card:
             )
             known = [label["label"] for label in labels] == list(range(len(labels)))
             sound = np.isfinite(means).all() and (deviations >= 0).all() and (counts >= 0).all()
-            if not (known and sound and 1 <= len(labels) <= MAX_CLASSES):
-                raise ValueError("numbers")
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(
                 f"a data card can't be understood ({error!r}): bring back the file that holds it"
             ) from error
+        if not (known and sound and 1 <= len(labels) <= MAX_CLASSES):
+            raise DataError("a data card has numbers that none can have: bring back its file")
         return cls(counts, means, deviations)
 
 
-def _of_features(features: Numbers, labels: Labels, classes: int) -> Card:
-    """Return the card of images whose features, of shape (n, features), are known."""
-    counts = np.bincount(labels, minlength=classes)
-
-    def average(values: Numbers) -> Numbers:
-        sums = [np.bincount(labels, weights=column, minlength=classes) for column in values.T]
-        return _share(np.stack(sums, axis=1), counts)
-
-    means = average(features)
-    return Card(counts, means, np.sqrt(average((features - means[labels]) ** 2)))
+def features(images: Images) -> Numbers:
+    """Return the features of each image, shape (n, features)."""
+    shares = images.reshape(len(images), -1) / 255.0
+    return np.stack([shares.mean(axis=1), shares.std(axis=1)], axis=1)
 
 
 def _share(parts: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> Numbers:

@@ -3,8 +3,8 @@
 import mmap
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO
+from contextlib import contextmanager, suppress
+from typing import IO, Self
 
 import numpy as np
 
@@ -28,6 +28,14 @@ class Pile:
         self._count = 0
         self._size_bytes = 0
         self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # what it had no room for it tries to write once more
+                self._file.close()
 
     def add(self, images: Images, labels: Labels) -> slice:
         """Put `images`, uint8 of shape (n, *shape), and their labels on top.
@@ -75,7 +83,7 @@ class Pile:
         self._images.clear()
 
     def _mapped(self, file: IO[bytes]) -> Images:
-        with _explained("look at what was put into"), file:
+        with _explained("look at what was put into"):
             file.flush()
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(data, np.uint8).reshape(self._count, *self._shape)

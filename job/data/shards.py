@@ -55,6 +55,8 @@ class Look:
 
     parts: tuple[Part, ...]
     """All files that are part of the data set, the base's first."""
+    shards: tuple[Part, ...]
+    """Those of them that are shards: first those to train on, then those to test with."""
     fingerprint: str
 
     @property
@@ -72,23 +74,22 @@ def look(source: DataSource, beat: Callable[[], None] = lambda: None) -> Look:
         DataError: a file is not the one that `source.only` names, or is too large to be read.
         JobError: whatever else `job.data.source.load` raises for files that can't be read.
     """
-    folder = files.folder_of(source)
-    parts = []
 
-    def see(file: File) -> None:
+    def see(file: File) -> Part:
         check_is_meant(source, file)
-        parts.append(Part.of(file))
         beat()
+        return Part.of(file)
 
-    base = files.whole_set(source.place) if folder is None else files.base_set(folder.base)
-    for file in base:
-        see(file)
-    names = () if folder is None else wanted(source, (*folder.train, *folder.test))
+    folder = files.folder_of(source)
+    if folder is None:
+        parts = tuple(see(file) for file in files.whole_set(source.place))
+        check_all_there(source, [part.name for part in parts])
+        return Look(parts, (), fingerprint(parts))
+    parts = tuple(see(file) for file in files.base_set(folder.base))
+    names = wanted(source, (*folder.train, *folder.test))
     check_all_there(source, [*(part.name for part in parts), *names])
-    for name in names:
-        assert folder is not None
-        see(files.shard(folder, name))
-    return Look(tuple(parts), fingerprint(parts))
+    shards = tuple(see(files.shard(folder, name)) for name in names)
+    return Look((*parts, *shards), shards, fingerprint((*parts, *shards)))
 
 
 def fingerprint(parts: Iterable[Part]) -> str:
@@ -166,7 +167,7 @@ def digests(images: Images) -> list[bytes]:
         images: uint8, C-contiguous, of shape (n, ...).
     """
     return [
-        hashlib.blake2b(image, digest_size=DIGEST_BYTES).digest()
+        hashlib.blake2b(image.data, digest_size=DIGEST_BYTES).digest()
         for image in images.reshape(len(images), -1)
     ]
 

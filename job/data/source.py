@@ -73,6 +73,14 @@ class Dataset:
         """The shards that were taken: first those to train on, then those to test with."""
         return tuple(part for part in self.parts if isinstance(part, Shard))
 
+    @property
+    def only(self) -> tuple[tuple[str, str], ...] | None:
+        """What `DataSource.only` is to be, that these files are taken; None of a set in one piece.
+
+        Bad shards that were left out are none of them.
+        """
+        return tuple((part.name, part.sha256) for part in self.parts) or None
+
     @cached_property
     def test_fingerprint(self) -> str:
         """SHA-256 in hex of names, shapes and bytes of the test images and labels."""
@@ -88,6 +96,13 @@ class Dataset:
             np.concatenate([self.x_train[where], images]),
             np.concatenate([self.y_train[where], labels]),
         )
+
+    @property
+    def base_examples(self) -> tuple[Images, Labels]:
+        """What the shards add to, of the examples to train on; all, where there are no shards."""
+        starts = [at.start for name, at in self.segments.items() if name in self.held_out]
+        first = min(starts, default=len(self.x_train))
+        return self.x_train[:first], self.y_train[:first]
 
     def summary(self) -> dict[str, Any]:
         """Describe the data set in a few words for a log."""
@@ -121,7 +136,7 @@ class Dataset:
         if not (self.folder.train or self.folder.test):
             yield "no_shards", {"data": self.uri, "base": str(self.folder.base)}
         for name in self.folder.ignored:
-            yield "no_shard", {"file": str(self.folder.place / name)}
+            yield "not_a_shard", {"file": str(self.folder.place / name)}
         for name, reason in self.skipped:
             yield "shard_skipped", {"shard": name, "reason": reason}
 
@@ -147,8 +162,9 @@ def load(
     """
     folder = files.folder_of(source)
     if folder is None:
-        _, train, test = _whole(source, source.place, files.whole_set(source.place), beat)
-        arrays = dict(zip(ARRAY_NAMES, (*train, *test), strict=True))
+        taken, train, test = _whole(source, source.place, files.whole_set(source.place), beat)
+        shards.check_all_there(source, [file.name for file in taken])
+        arrays: dict[str, NDArray[Any]] = dict(zip(ARRAY_NAMES, (*train, *test), strict=True))
         return Dataset(str(source.place), *train, *test, fingerprint=_fingerprint(arrays, beat))
     return _with_shards(source, folder, beat, skip_bad=skip_bad)
 
@@ -193,10 +209,6 @@ def _with_shards(
     names = shards.wanted(source, (*folder.train, *folder.test))
     shards.check_all_there(source, [*(part.name for part in parts), *names])
     shape, classes = base_train[0].shape[1:], int(base_train[1].max()) + 1
-    train, apart, test = Pile(shape), Pile(shape), Pile(shape)
-    train.add(*base_train)
-    test.add(*base_test)
-    del base_train, base_test
     segments: dict[str, slice] = {}
     segments_apart: dict[str, slice] = {}
     skipped: list[tuple[str, str]] = []
@@ -224,20 +236,24 @@ def _with_shards(
         parts.append(Shard(part.name, part.size, part.sha256, len(images), int(held.sum())))
         beat()
 
-    for name in names:
-        take(name)
-    images, labels = apart.whole()
-    return Dataset(
-        str(source.place),
-        *train.whole(),
-        *test.whole(),
-        fingerprint=shards.fingerprint(parts),
-        folder=folder,
-        parts=tuple(parts),
-        segments=segments,
-        held_out={name: (images[at], labels[at]) for name, at in segments_apart.items()},
-        skipped=tuple(skipped),
-    )
+    with Pile(shape) as train, Pile(shape) as apart, Pile(shape) as test:
+        train.add(*base_train)
+        test.add(*base_test)
+        del base_train, base_test
+        for name in names:
+            take(name)
+        images, labels = apart.whole()
+        return Dataset(
+            str(source.place),
+            *train.whole(),
+            *test.whole(),
+            fingerprint=shards.fingerprint(parts),
+            folder=folder,
+            parts=tuple(parts),
+            segments=segments,
+            held_out={name: (images[at], labels[at]) for name, at in segments_apart.items()},
+            skipped=tuple(skipped),
+        )
 
 
 def _shard(file: File, kind: str, shape: tuple[int, ...], classes: int) -> _Pair:

@@ -49,13 +49,14 @@ class Plan:
     night: str
     """Names the night: the same id again is the same night."""
     rules: gate.Rules = field(default_factory=gate.Rules)
-    bounds: guard.Bounds = field(default_factory=guard.Bounds)
     skip_bad_shards: bool = False
     """Leave a bad shard out, loudly, instead of refusing the night."""
     accept_changed_shards: bool = False
     """Take shards whose bytes are not those that an earlier night had."""
     leak_allow: tuple[str, ...] = ()
     """Digests of test images that may be in the training data."""
+    accept_drift: tuple[str, ...] = ()
+    """Names of shards that are taken however they differ from what was there before."""
     stale_after_seconds: float | None = None
     """Age from which the champion is called stale."""
     again: bool = False
@@ -296,7 +297,7 @@ def _findings(
     """Return what is wrong with the data: leaks anywhere, and drift or labels of new shards."""
     allowed = desk.plan.leak_allow
     if entry is None or champion is None:
-        return guard.leaks(dataset, allowed)
+        return guard.leaks(dataset, allowed)  # there is nothing to compare with
     new = [part.name for part in seen.new(parts) if part.name in dataset.held_out]
     card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
 
@@ -305,15 +306,15 @@ def _findings(
         return champion.classes(images)
 
     with preemption.deferred():
-        return guard.check(
+        checked = guard.check(
             dataset,
             new,
             card,
             allowed=allowed,
             classify=classify,
             accuracy=entry.champion.accuracy,
-            bounds=desk.plan.bounds,
         )
+    return checked.refusals(desk.plan.accept_drift)
 
 
 def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:

@@ -222,7 +222,7 @@ _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
     *("nothing_saved_before", "records_missing"),
     *("storage_retry", "other_data", "data_not_compared"),
-    *("no_shards", "no_shard", "shard_skipped"),
+    *("no_shards", "not_a_shard", "shard_skipped"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
@@ -308,7 +308,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "no_shards": lambda details: (
         f"warning    {details['data']} holds no shard yet: only {details['base']} is used"
     ),
-    "no_shard": lambda details: (
+    "not_a_shard": lambda details: (
         f"warning    {details['file']} is ignored: shards are called train-*.npz and test-*.npz"
     ),
     "shard_skipped": lambda details: (

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from job import storage
 from job.config import EMBEDDED, DataSource
 from job.data import arrays as arrays_module
-from job.data import examples, files, source
+from job.data import examples, source
+from job.data import files as files_module
 from job.errors import DataError, JobError, MissingInputError
 from job.storage import parse
 
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # a warning is no way to speak
 
 Arrays = dict[str, np.ndarray]
 
-STEMS = dict(zip(source.ARRAY_NAMES, files.IDX_STEMS, strict=True))
+STEMS = dict(zip(source.ARRAY_NAMES, files_module.IDX_STEMS, strict=True))
 IDX_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 MEBIBYTE = 1024 * 1024
 
@@ -654,7 +655,7 @@ def test_limits_hold_for_honest_files(
     content = npz(arrays)
     claimed = sum(array.nbytes for array in arrays.values())
     uri = write(tmp_path, idx_files(arrays))
-    where = {"MAX_BYTES": source, "MAX_FILE_BYTES": files}[constant]
+    where = {"MAX_BYTES": source, "MAX_FILE_BYTES": files_module}[constant]
     largest = {"MAX_BYTES": (claimed, claimed), "MAX_FILE_BYTES": (len(content), 8 * 64 * 64 + 16)}
     monkeypatch.setattr(where, constant, largest[constant][0])
     assert_same(load_npz(tmp_path, content), arrays)
@@ -739,7 +740,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], list[str]]] = {
 @pytest.fixture
 def _tight_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     # One read takes a buffer as large as its limit, whatever the file's size: leave that out.
-    monkeypatch.setattr(files, "MAX_FILE_BYTES", MEBIBYTE)
+    monkeypatch.setattr(files_module, "MAX_FILE_BYTES", MEBIBYTE)
 
 
 @pytest.mark.usefixtures("_tight_reads")

@@ -166,3 +166,23 @@ def test_anything_else_is_copied(images):
 def test_a_few_aligned_images_are_shared_as_well():
     images = shifted(5, 0)
     assert shares_memory(feed._tensor(images), images)
+
+
+def test_shards_on_disk_are_trained_on_to_the_bit(mnist, tmp_path, monkeypatch):
+    """A set of shards beyond memory streams from the file that they were put together in."""
+    base = {"x_train": mnist.x_train[:290], "y_train": mnist.y_train[:290]}
+    np.savez(tmp_path / "base.npz", **base, x_test=mnist.x_test[:9], y_test=mnist.y_test[:9])
+    for number in range(2):
+        part = slice(290 + 110 * number, 400 + 110 * number)
+        arrays = {"x_train": mnist.x_train[part], "y_train": mnist.y_train[part]}
+        np.savez(tmp_path / f"train-{number}.npz", **arrays)
+    where = DataSource(parse(str(tmp_path)))
+    settings = config(augment="shift")
+    expected, _, _ = run(source.load(where), settings)
+    monkeypatch.setattr(files, "RESIDENT_BYTES", 1000)
+    stream(monkeypatch)
+    dataset = source.load(where)
+    assert not dataset.x_train.base.flags.writeable  # pages of a file, and no room in memory
+    weights, _, _ = run(dataset, settings)
+    for one, other in zip(expected, weights, strict=True):
+        assert np.array_equal(one, other)
