@@ -24,7 +24,9 @@ Precision = Literal["float32", "mixed_bfloat16"]
 
 EMBEDDED = Place("file", "", str(Path(__file__).parent / "assets" / "mnist.npz"), "mnist")
 """The data set in the box, which goes by a name of its own."""
-RESERVED_RUN_IDS = ("champion",)  # holds the log of promoted models, beside the runs
+# What nights keep lies beside the runs.
+RESERVED_RUN_IDS = ("champion", "nights", "gates", "shards")
+_SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 # Also a legal Kubernetes label value and one segment of any object name.
 _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -168,6 +170,18 @@ def parse_data(text: str) -> Place:
         UsageError: it is neither the embedded set nor a place the job accepts.
     """
     return EMBEDDED if text == EMBEDDED.text else parse(text, "--data")
+
+
+def parse_duration(text: str, flag: str) -> float:
+    """Return the seconds that `text`, such as `7d`, `12h`, `30m` or `45s`, stands for.
+
+    Raises:
+        UsageError: it is no such text.
+    """
+    found = re.fullmatch(r"([0-9]{1,6})([dhms])", text.strip())
+    if not found:
+        raise UsageError(f"{flag} must be a number and d, h, m or s, such as 7d, not {text[:40]!r}")
+    return float(int(found[1]) * _SECONDS[found[2]])
 
 
 def fresh_run_id(model: str) -> str:

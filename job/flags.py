@@ -134,3 +134,14 @@ Image = Annotated[
 Figure = Annotated[
     str | None, _flag("figure", "Also draw the images and predictions into this PNG.")
 ]
+
+# Of prune.
+Keep = Annotated[int, _flag("keep", "How many complete runs stay, the newest.")]
+KeepEntries = Annotated[
+    int,
+    _flag("keep-entries", "Of so many newest entries of the log, champion and anchor stay."),
+]
+LeftoversAfter = Annotated[
+    str, _flag("leftovers-after", "Age of incomplete runs that go, such as 7d or 12h.")
+]
+Yes = Annotated[bool, _flag("yes", "Do it; without, only what would be done is shown.")]

@@ -141,9 +141,10 @@ class Log:
         numbers = self._numbers()
         return self.read(numbers[-1]) if numbers else None
 
-    def entries(self) -> list[Entry]:
-        """Return all entries, the oldest first."""
-        return [self.read(number) for number in self._numbers()]
+    def entries(self, last: int | None = None) -> list[Entry]:
+        """Return the newest `last` entries, or all, the oldest first."""
+        numbers = self._numbers()
+        return [self.read(number) for number in (numbers if last is None else numbers[-last:])]
 
     def needed(self) -> Entry:
         """Return the entry in force.
