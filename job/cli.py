@@ -25,11 +25,12 @@ from job.process import preemption as signals
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
 from job.process.progress import Progress, drop_unwritten, hold_streams
-from job.storage import Settings, parse
+from job.storage import Place, Settings, parse
 from job.workers import watchdog
 from job.workers.cluster import Cluster
 
 PROGRAM = "mnist-job"
+CHAMPION = "champion"  # as weights: those of whoever is champion below --output
 EXIT_BUG = JobError.exit_code
 MAX_PREDICTIONS = 100_000
 # A pod on a spot node has 25 seconds to end: these are for saving, run.END_SECONDS for the record
@@ -50,6 +51,7 @@ app.add_typer(nights.app)  # without a name: its commands stand beside these
 def train(
     context: typer.Context,
     data: flags.Data = RunConfig.data,
+    base: flags.Base = RunConfig.base,
     output: flags.Output = RunConfig.output,
     run_id: flags.RunId = None,
     model: flags.Model = RunConfig.model,
@@ -82,6 +84,7 @@ def train(
         raise UsageError("--run-id is missing: several workers must all be given the same one")
     config = RunConfig(
         data=data,
+        base=base,
         output=output,
         run_id=run_id or fresh_run_id(model),
         model=model,
@@ -143,32 +146,36 @@ def train(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     weights: flags.Weights,
     data: flags.RunData = None,
     model: flags.RunModel = None,
-    output: flags.Report = None,
+    output: flags.Output = RunConfig.output,
+    report: flags.Report = None,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
     """Score published weights on all test images of a data set."""
     progress = console.progress_aside(storage_timeout, anonymous)
-    weights_place = parse(weights, "--weights")
     data_place = None if data is None else parse_data(data)
-    report_place = None if output is None else parse(output, "--output")
+    report_place = None if report is None else parse(report, "--report")
+    weights_place = _weights(context, weights, output)
     from job.results import inference  # noqa: PLC0415
 
     published = inference.Published.open(weights_place, data_place, model, progress)
-    scores, report = inference.score(published)
+    scores, document = inference.score(published)
     console.say(inference.summary(scores))
     if report_place is not None:
-        console.say(f"written to {inference.write_report(report_place, report)}")
+        console.say(f"written to {inference.write_report(report_place, document)}")
 
 
 @app.command()
 def predict(
+    context: typer.Context,
     weights: flags.Weights,
     data: flags.RunData = None,
     model: flags.RunModel = None,
+    output: flags.Output = RunConfig.output,
     num_images: flags.NumImages = 10,
     start: flags.Start = 0,
     image: flags.Image = None,
@@ -181,7 +188,6 @@ def predict(
     from job.pictures import gallery  # noqa: PLC0415
     from job.results import inference  # noqa: PLC0415
 
-    weights_place = parse(weights, "--weights")
     data_place = None if data is None else parse_data(data)
     figure_place = None if figure is None else parse(figure, "--figure")
     pictures = [parse(text, "--image") for text in image or []]
@@ -191,6 +197,7 @@ def predict(
         raise UsageError(f"--num-images must be from 1 to {most:,}{drawn}, not {num_images}")
     if start < 0:
         raise UsageError(f"--start must be 0 or more, not {start}")
+    weights_place = _weights(context, weights, output)
     published = inference.Published.open(weights_place, data_place, model, progress)
     if pictures:
         predictions, seen = inference.predict_pictures(published, pictures)
@@ -200,6 +207,22 @@ def predict(
     if figure_place is not None:
         inference.write_gallery(figure_place, predictions, seen)
         console.say(f"figure written to {figure_place}")
+
+
+def _weights(context: typer.Context, weights: str, output: str) -> Place:
+    """Return where the weights lie that the flags of a command name."""
+    if weights == CHAMPION:
+        from job.nightly import champions  # noqa: PLC0415
+
+        log = champions.Log(parse(output, "--output"))
+        return log.output / log.needed().champion.run
+    source = context.get_parameter_source("output")
+    if source is not None and source.name == "COMMANDLINE":
+        raise UsageError(
+            f"--output says below which folder the {CHAMPION} is looked for, and --weights names "
+            "none: leave it out; scores are written to --report"
+        )
+    return parse(weights, "--weights")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -32,9 +32,22 @@ _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # Where a run goes, and what it runs on, don't change which run it is.
 _NOT_IDENTITY = (
-    *("output", "run_id", "place", "data_place", "strategy", "require_gpu"),
+    *("output", "run_id", "place", "source", "only", "strategy", "require_gpu"),
     *("checkpoint_seconds", "time_limit", "peer_timeout"),
 )
+_SINCE = ("base",)  # fields that came later: part of the identity where given, so old digests hold
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """What names a data set: where it lies, and which of the files there it is of."""
+
+    place: Place
+    """The embedded set, an .npz, a folder of four IDX files, or a folder of shards."""
+    base: Place | None = None
+    """What the shards at `place` add to; None where that lies among them, or there are none."""
+    only: tuple[tuple[str, str], ...] | None = None
+    """Name and sha256 (hex) of the files to take, the base's too; None for all that are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +64,10 @@ class RunConfig:
     """Names the run: the same id and config continue or find the same run."""
     data: str = EMBEDDED.text
     """`mnist` for the embedded data set, or the URI of one."""
+    base: str | None = None
+    """What the shards at `data` add to, named as `data` is; None where it lies among them."""
+    only: tuple[tuple[str, str], ...] | None = None
+    """Name and sha256 (hex) of the data's files to take; None for all that are there."""
     model: ModelName = "mlp"
     """Name of an architecture in `job.training.model`."""
     strategy: Strategy = "auto"
@@ -83,13 +100,15 @@ class RunConfig:
     """`shift` moves each training image by up to two pixels, anew in every epoch."""
     place: Place = field(init=False, repr=False)
     """Folder that the run is published in."""
-    data_place: Place = field(init=False, repr=False)
-    """Where the data set lies."""
+    source: DataSource = field(init=False, repr=False)
+    """What names the data set."""
 
     def __post_init__(self) -> None:
         check_run_id(self.run_id)
         object.__setattr__(self, "place", parse(self.output, "--output") / self.run_id)
-        object.__setattr__(self, "data_place", parse_data(self.data))
+        base = None if self.base is None else parse_data(self.base, "--base")
+        source = DataSource(parse_data(self.data), base, self.only)
+        object.__setattr__(self, "source", source)
         _check_choice("--model", self.model, ModelName)
         _check_choice("--strategy", self.strategy, Strategy)
         _check_choice("--precision", self.precision, Precision)
@@ -118,7 +137,9 @@ class RunConfig:
     @property
     def identity(self) -> dict[str, Any]:
         """The fields that decide the trained weights, by name."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
+        fields = {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
+        absent = [name for name in _SINCE if fields[name] is None]
+        return {name: value for name, value in fields.items() if name not in absent}
 
     @property
     def digest(self) -> str:
@@ -163,13 +184,13 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def parse_data(text: str) -> Place:
-    """Return where the data set that `text` names lies.
+def parse_data(text: str, option: str = "--data") -> Place:
+    """Return where the data set that `text`, the value of the flag `option`, names lies.
 
     Raises:
         UsageError: it is neither the embedded set nor a place the job accepts.
     """
-    return EMBEDDED if text == EMBEDDED.text else parse(text, "--data")
+    return EMBEDDED if text == EMBEDDED.text else parse(text, option)
 
 
 def parse_duration(text: str, flag: str) -> float:

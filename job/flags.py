@@ -5,7 +5,7 @@ Each flag can be given as an environment variable, `MNIST_JOB_` and its name: `M
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -44,7 +44,15 @@ Data = Annotated[
     str,
     _flag(
         "data",
-        "'mnist' (embedded), or path or URI of an .npz or of a folder with the four IDX files.",
+        "'mnist' (embedded), or path or URI of an .npz, of a folder with the four IDX files, or of "
+        "a folder of shards.",
+    ),
+]
+Base = Annotated[
+    str | None,
+    _flag(
+        "base",
+        "What the shards at --data add to, named as that is. [default: what lies among them]",
     ),
 ]
 Model = Annotated[config.ModelName, _flag("model", "Architecture.")]
@@ -120,10 +128,13 @@ LivenessFile = Annotated[
 ]
 
 # Of evaluate and predict.
-Weights = Annotated[str, _flag("weights", "A model_weights.h5, or the folder of a run.")]
+Weights = Annotated[
+    str,
+    _flag("weights", "A model_weights.h5, the folder of a run, or 'champion', below --output."),
+]
 Report = Annotated[
     str | None,
-    _flag("output", "Also write the scores as JSON: a file that ends in .json, or a folder."),
+    _flag("report", "Also write the scores as JSON: a file that ends in .json, or a folder."),
 ]
 NumImages = Annotated[int, _flag("num-images", "How many test images to predict.")]
 Start = Annotated[int, _flag("start", "Index of the first test image, from 0.")]
@@ -133,6 +144,58 @@ Image = Annotated[
 ]
 Figure = Annotated[
     str | None, _flag("figure", "Also draw the images and predictions into this PNG.")
+]
+
+# Of retrain, and of what people do to the log of champions.
+Night = Annotated[
+    str | None,
+    _flag("night", "Names the night; the same again is the same night. [default: a fresh one]"),
+]
+Promote = Annotated[
+    Literal["no-worse", "better", "manual"],
+    _flag("promote", "What a challenger must be to be promoted; 'manual' leaves it to a person."),
+]
+GateAlpha = Annotated[
+    float, _flag("gate-alpha", "Risk of each test of the gate to refuse a model that is no worse.")
+]
+GateMinimum = Annotated[
+    float, _flag("gate-minimum", "Accuracy below which nothing is promoted, from 0 to 1.")
+]
+AcceptChangedShards = Annotated[
+    bool, _flag("accept-changed-shards", "Take shards whose bytes have changed since a night.")
+]
+StaleAfter = Annotated[
+    str | None,
+    _flag("stale-after", "Call the champion stale at this age, such as 7d. [default: never]"),
+]
+Notify = Annotated[
+    str | None,
+    _flag("notify", "Post what the night came to here, as JSON; an http or https URL."),
+]
+Again = Annotated[bool, _flag("again", "Decide even if a night has decided on the same before.")]
+Reason = Annotated[str, _flag("reason", "Why, for whoever reads the log later.")]
+To = Annotated[
+    int | None,
+    _flag("to", "Entry whose champion to bring back. [default: the champion before this one]"),
+]
+AsJson = Annotated[bool, _flag("json", "Print JSON instead of a table.")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="Name of a complete run.")]
+SkipBadShards = Annotated[
+    bool, _flag("skip-bad-shards", "Leave bad shards out, loudly, instead of refusing all.")
+]
+LeakAllow = Annotated[
+    list[str] | None,
+    _flag("leak-allow", "Digest of a test image that may be trained on; may be repeated."),
+]
+GuardLabels = Annotated[
+    float, _flag("guard-labels", "How far the share of a label in a shard may be from before.")
+]
+GuardPixels = Annotated[
+    float,
+    _flag("guard-pixels", "How many standard deviations a label's images may be from before."),
+]
+GuardAccuracy = Annotated[
+    float, _flag("guard-accuracy", "How much worse the champion may do on a shard.")
 ]
 
 # Of prune.
@@ -145,3 +208,8 @@ LeftoversAfter = Annotated[
     str, _flag("leftovers-after", "Age of incomplete runs that go, such as 7d or 12h.")
 ]
 Yes = Annotated[bool, _flag("yes", "Do it; without, only what would be done is shown.")]
+
+# Of verify.
+Proved = Annotated[
+    str, typer.Argument(metavar="RUN", help="'champion', or the name of a complete run.")
+]

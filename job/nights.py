@@ -1,14 +1,224 @@
-"""The commands of nights: what a night does by itself, and what people may do to its log."""
+"""The commands of nights: what a night does by itself, and what people do to the log."""
 
+import json
+import os
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 import typer
 
-from job import console, flags
-from job.config import RunConfig, parse_duration
+from job import __version__, console, flags, storage
+from job.config import RunConfig, check_run_id, fresh_run_id, parse_duration
+from job.errors import ConflictError, JobError, UsageError
+from job.nightly import notice
+from job.process import verdict
+from job.process.liveness import Liveness
+from job.process.preemption import Preemption
+from job.process.progress import Progress
 from job.storage import Settings, parse
+from job.workers.cluster import Cluster
+
+HURRY_SECONDS = 15.0  # for what is under way when a signal comes; cli.py tells of the rest
+_MOST_RACES = 20
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def retrain(
+    data: flags.Data = RunConfig.data,
+    base: flags.Base = RunConfig.base,
+    output: flags.Output = RunConfig.output,
+    night: flags.Night = None,
+    promote: flags.Promote = "no-worse",
+    gate_alpha: flags.GateAlpha = 0.05,
+    gate_minimum: flags.GateMinimum = 0.9,
+    skip_bad_shards: flags.SkipBadShards = False,
+    accept_changed_shards: flags.AcceptChangedShards = False,
+    leak_allow: flags.LeakAllow = None,
+    guard_labels: flags.GuardLabels = 0.05,
+    guard_pixels: flags.GuardPixels = 1.0,
+    guard_accuracy: flags.GuardAccuracy = 0.1,
+    stale_after: flags.StaleAfter = None,
+    notify: flags.Notify = None,
+    again: flags.Again = False,
+    model: flags.Model = RunConfig.model,
+    epochs: flags.Epochs = RunConfig.epochs,
+    batch_size: flags.BatchSize = RunConfig.batch_size,
+    learning_rate: flags.LearningRate = RunConfig.learning_rate,
+    schedule: flags.Schedule = RunConfig.schedule,
+    seed: flags.Seed = RunConfig.seed,
+    weight_decay: flags.WeightDecay = RunConfig.weight_decay,
+    label_smoothing: flags.LabelSmoothing = RunConfig.label_smoothing,
+    augment: flags.Augment = RunConfig.augment,
+    strategy: flags.Strategy = RunConfig.strategy,
+    require_gpu: flags.RequireGpu = RunConfig.require_gpu,
+    precision: flags.Precision = RunConfig.precision,
+    checkpoint_seconds: flags.CheckpointSeconds = RunConfig.checkpoint_seconds,
+    time_limit: flags.TimeLimit = RunConfig.time_limit,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+    log: flags.Log = "auto",
+    termination_log: flags.TerminationLog = None,
+    liveness_file: flags.LivenessFile = None,
+) -> dict[str, Any]:
+    """Train on what is new, and promote the result if it is no worse; or say why not."""
+    verdict.check(termination_log)
+    if notify is not None:
+        notice.check(notify)
+    cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
+    if cluster.workers.count > 1 or strategy == "multiworker":
+        raise UsageError("retrain runs as one process: start it as one pod, without workers")
+    from job.nightly import gate, guard  # noqa: PLC0415
+    from job.nightly import night as nights_work  # noqa: PLC0415
+
+    config = RunConfig(
+        data=data,
+        base=base,
+        output=output,
+        run_id="night",  # until code, config and data have named the run
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        seed=seed,
+        weight_decay=weight_decay,
+        label_smoothing=label_smoothing,
+        augment=augment,
+        strategy=strategy,
+        require_gpu=require_gpu,
+        precision=precision,
+        checkpoint_seconds=checkpoint_seconds,
+        time_limit=time_limit,
+    )
+    plan = nights_work.Plan(
+        night=_night_id(night or cluster.job),
+        rules=gate.Rules(alpha=gate_alpha, minimum=gate_minimum, promote=promote),
+        bounds=guard.Bounds(labels=guard_labels, pixels=guard_pixels, accuracy=guard_accuracy),
+        skip_bad_shards=skip_bad_shards,
+        accept_changed_shards=accept_changed_shards,
+        leak_allow=tuple(leak_allow or ()),
+        stale_after_seconds=(
+            None if stale_after is None else parse_duration(stale_after, "--stale-after")
+        ),
+        again=again,
+    )
+    progress = Progress(log, liveness=Liveness(liveness_file))
+    console.use_storage(storage_timeout, anonymous, progress)
+    progress.event("started", version=__version__, run=f"{config.output}, night {plan.night}")
+    flags.warn_of_unknown_variables(os.environ, progress)
+    preemption = Preemption(
+        time_limit,
+        when_asked=lambda: storage.hurry(HURRY_SECONDS),
+        when_interrupted=lambda: progress.event("stopping"),
+    )
+    preemption.install()
+    try:
+        record = nights_work.retrain(plan, config, cluster, preemption, progress)
+    except JobError as error:
+        if notify is not None:
+            notice.post(notify, {"night": plan.night, **verdict.of_error(error)}, progress)
+        raise
+    told = nights_work.summary(record)
+    if notify is not None:
+        notice.post(notify, told, progress)
+    return verdict.of_night(told)
+
+
+@app.command()
+def champion(
+    output: flags.Output = RunConfig.output,
+    as_json: flags.AsJson = False,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Show which model is the champion, and how it came to be."""
+    console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import champions, history  # noqa: PLC0415
+
+    log = champions.Log(parse(output, "--output"))
+    log.needed()
+    entries = log.entries()
+    if as_json:
+        console.say(json.dumps([champions.document(entry) for entry in entries], indent=2))
+    else:
+        console.say(history.table(entries))
+
+
+@app.command()
+def promote(
+    run: flags.RunName,
+    reason: flags.Reason,
+    output: flags.Output = RunConfig.output,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Make a complete run's model the champion, whatever the gate says."""
+    console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import champions  # noqa: PLC0415
+
+    place = parse(output, "--output")
+    model = champions.published(place, run)
+
+    def entry(log: champions.Log) -> champions.Entry:
+        return champions.promotion_by_hand(log.newest(), model, _given(reason))
+
+    _append(champions.Log(place), entry)
+
+
+@app.command()
+def rollback(
+    reason: flags.Reason,
+    to: flags.To = None,
+    output: flags.Output = RunConfig.output,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Bring an earlier champion back, and bar what came after it from promotion by a night."""
+    console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import champions  # noqa: PLC0415
+
+    def entry(log: champions.Log) -> champions.Entry:
+        log.needed()
+        return champions.rollback(log.entries(), to, _given(reason))
+
+    _append(champions.Log(parse(output, "--output")), entry)
+
+
+@app.command()
+def hold(
+    reason: flags.Reason,
+    output: flags.Output = RunConfig.output,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Let nights train and judge, but promote nothing."""
+    console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import champions  # noqa: PLC0415
+
+    _append(
+        champions.Log(parse(output, "--output")),
+        lambda log: champions.holding(log.needed(), _given(reason)),
+    )
+
+
+@app.command()
+def unhold(
+    reason: flags.Reason,
+    output: flags.Output = RunConfig.output,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Let nights promote again."""
+    console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import champions  # noqa: PLC0415
+
+    _append(
+        champions.Log(parse(output, "--output")),
+        lambda log: champions.releasing(log.needed(), _given(reason)),
+    )
 
 
 @app.command()
@@ -46,3 +256,54 @@ def prune(
         run = fate.found.run
         console.say(f"removed {run}" if stays is None else f"kept {run}: {stays}")
     console.say(f"{removed} of {len(fates)} runs were removed")
+
+
+@app.command()
+def verify(
+    run: flags.Proved,
+    output: flags.Output = RunConfig.output,
+    data: flags.RunData = None,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Train a run again from its record, and see that the same bytes come of it."""
+    progress = console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import champions, proof  # noqa: PLC0415
+
+    place = parse(output, "--output")
+    if run == champions.FOLDER:  # which no run may be called
+        log = champions.Log(place)
+        entry = log.needed()
+        record = proof.Record.of_run(place, entry.champion.run)
+        proof.check_named(record, entry.champion, log.place(entry.number))
+    else:
+        record = proof.Record.of_run(place, check_run_id(run))
+    preemption = Preemption()
+    preemption.install()
+    console.say(str(proof.prove(record, data, preemption, progress)))
+
+
+def _append(log: Any, entry_for: Callable[[Any], Any]) -> None:
+    """Append what `entry_for` makes of the log as it is; of what it is now, if others wrote too."""
+    for _ in range(_MOST_RACES):
+        entry = entry_for(log)
+        try:
+            log.append(entry)
+        except ConflictError:
+            continue
+        console.say(f"{log.place(entry.number)}: {entry.act}; the champion is {entry.champion.run}")
+        return
+    raise ConflictError(f"{log.folder} is written by others all the time: try again")
+
+
+def _given(reason: str) -> str:
+    if not reason.strip():
+        raise UsageError("--reason is empty: say why, for whoever reads the log later")
+    return reason.strip()
+
+
+def _night_id(given: str | None) -> str:
+    try:
+        return check_run_id(given or fresh_run_id("night"))
+    except UsageError as error:
+        raise UsageError(str(error).replace("--run-id", "--night")) from error

@@ -36,7 +36,12 @@ COMPARE_SECONDS = 10.0  # for looking at the data of a run that is complete anyw
 
 
 def train_run(
-    config: RunConfig, cluster: Cluster, preemption: Preemption, progress: Progress
+    config: RunConfig,
+    cluster: Cluster,
+    preemption: Preemption,
+    progress: Progress,
+    *,
+    dataset: Dataset | None = None,
 ) -> dict[str, Any] | None:
     """Train, evaluate and publish the run that `config` names, and return its metrics.
 
@@ -44,20 +49,29 @@ def train_run(
     several workers all train and the chief does the rest; the others return when it has published,
     without metrics where its output isn't theirs to see: each has a local folder of its own.
 
+    Args:
+        config: says what is to be done.
+        cluster: where this process runs.
+        preemption: knows whether to stop.
+        progress: told of each step.
+        dataset: of `config.source`, where it is loaded already; None to load it here.
+
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.
     """
     folder = RunFolder(config.place)
-    if (document := _complete_already(folder, config, progress)) is not None:
+    if (document := _complete_already(folder, config, dataset, progress)) is not None:
         return document
 
     watch = runtime.Stopwatch()
-    loading = runtime.beside(lambda: source.load(config.data_place, progress.beat))
+    loading = runtime.beside(lambda: dataset or source.load(config.source, progress.beat))
     versions = _import_tensorflow(preemption, progress)
     import_seconds = watch.lap()
     dataset = loading.result()
     config.check_examples(len(dataset.x_train))
-    progress.event("data_loaded", **dataset.facts())
+    progress.event("data_loaded", **dataset.summary())
+    for name, details in dataset.remarks():
+        progress.event(name, **details)
     attempt = _claim(folder, config, dataset, cluster, versions, progress)
     with _leaving_a_verdict(attempt, progress), memory.explained(_less_memory(config)):
         checkpoints = Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress)
@@ -67,7 +81,7 @@ def train_run(
             )
         except (DataError, TemporaryError):
             # A twin may have completed the run meanwhile, and removed what was looked for.
-            if (document := _complete_already(folder, config, progress)) is None:
+            if (document := _complete_already(folder, config, dataset, progress)) is None:
                 raise
             return document
         load_seconds = watch.lap()
@@ -132,24 +146,26 @@ class _Attempt:
 
 
 def _complete_already(
-    folder: RunFolder, config: RunConfig, progress: Progress
+    folder: RunFolder, config: RunConfig, dataset: Dataset | None, progress: Progress
 ) -> dict[str, Any] | None:
     """Return the metrics of a run that is complete, else None; compare its data, and tidy it."""
     if (document := folder.finished(config)) is None:
         return None
-    _compare_data(document, config, progress)
+    _compare_data(document, config, dataset, progress)
     Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress).tidy()
     progress.event("already_complete", **metrics.summary(str(folder.place), document))
     return document
 
 
-def _compare_data(document: dict[str, Any], config: RunConfig, progress: Progress) -> None:
+def _compare_data(
+    document: dict[str, Any], config: RunConfig, dataset: Dataset | None, progress: Progress
+) -> None:
     """See that a complete run was made of what lies at `config.data` now, if that is soon seen.
 
     Raises:
         ConflictError: it was made of other data.
     """
-    loading = runtime.beside(lambda: source.load(config.data_place))
+    loading = runtime.beside(lambda: dataset or source.load(config.source))
     try:
         fingerprint = loading.result(COMPARE_SECONDS).fingerprint
     except StoppedError:

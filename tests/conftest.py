@@ -3,6 +3,7 @@
 import compileall
 import os
 import secrets
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import servers
 
 from job import storage
 from job.cli import main
-from job.config import EMBEDDED
+from job.config import EMBEDDED, DataSource
 from job.data import source
 from job.process import runtime
 
@@ -40,7 +41,17 @@ runtime.limit_threads(runtime.available_cores())
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compile the job once, which its many processes would do each where no bytecode is written."""
+    """Compile the job once, which its many processes would do each where no bytecode is written.
+
+    And heed signals, which a shell lets what it starts in the background ignore, and with it all
+    the processes that tests start and signal.
+    """
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     if not hasattr(config, "workerinput"):  # the others of pytest-xdist follow
         compileall.compile_dir(REPOSITORY / "job", quiet=2)
 
@@ -172,7 +183,7 @@ def command(capfd: pytest.CaptureFixture[str]) -> Callable[..., Finished]:
 @pytest.fixture(scope="session")
 def mnist() -> source.Dataset:
     """Return the embedded data set."""
-    return source.load(EMBEDDED)
+    return source.load(DataSource(EMBEDDED))
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ from job.process import preemption, runtime
 from job.results import inference
 
 TRAIN_FLAGS = [
-    "data", "output", "run-id", "model", "epochs", "batch-size", "learning-rate", "schedule",
-    "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
+    "data", "base", "output", "run-id", "model", "epochs", "batch-size", "learning-rate",
+    "schedule", "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
     "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "storage-timeout",
     "anonymous", "termination-log", "liveness-file",
 ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_bad_training_flags(command, tmp_path, monkeypatch, flags, word):
         (["evaluate"], "--weights"),
         (["evaluate", "--weights", ""], "--weights"),
         (["evaluate", "--weights", "x", "--data", ""], "--data"),
-        (["evaluate", "--weights", "x", "--output", "http://x/y"], "--output"),
+        (["evaluate", "--weights", "x", "--report", "http://x/y"], "--report"),
         (["predict", "--weights", "x", "--num-images", "0"], "--num-images"),
         (["predict", "--weights", "x", "--num-images", "100001"], "100001"),
         (["predict", "--weights", "x", "--start", "-1"], "--start"),
@@ -155,7 +155,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
     seen = []
     monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config) or METRICS)
     values = {
-        "data": "d.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
+        "data": "d.npz", "base": "b.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
         "batch_size": 5, "learning_rate": 0.5, "schedule": "cosine", "seed": 9,
         "weight_decay": 0.5, "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu",
         "require_gpu": False, "peer_timeout": 9.5,
@@ -386,15 +386,15 @@ def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small
     published = json.loads((trained / "metrics.json").read_text())["test"]
     report = tmp_path / "deep" / "report.json"
     words = ["--weights", trained / "model_weights.h5", "--data", small_mnist]
-    done = command("evaluate", *words, "--output", report)
+    done = command("evaluate", *words, "--report", report)
     assert done.out.startswith(f"test accuracy: {published['accuracy']:.4f}")
     assert f"test loss: {published['loss']:.4f}\n" in done.out
     assert json.loads(report.read_text())["test"] == published
-    into_folder = command("evaluate", *words, "--output", tmp_path)
+    into_folder = command("evaluate", *words, "--report", tmp_path)
     assert f"{tmp_path}/{inference.REPORT}" in into_folder.out
-    assert command("evaluate", *words, "--output", report).code == 0  # it says the same
+    assert command("evaluate", *words, "--report", report).code == 0  # it says the same
     report.write_text(report.read_text().replace('"correct"', '"wrong"'))
-    again = command("evaluate", *words, "--output", report)
+    again = command("evaluate", *words, "--report", report)
     assert again.code == 73  # an evaluation is not overwritten either
     assert "choose another --output" in again.err
     assert "--run-id" not in again.err

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from job.config import (
     EMBEDDED,
     RESERVED_RUN_IDS,
+    DataSource,
     RunConfig,
     check_run_id,
     fresh_run_id,
@@ -24,7 +25,7 @@ from job.storage import parse
 CONFIG = RunConfig(run_id="r1", epochs=10, seed=0)
 FIELDS = [field.name for field in fields(RunConfig) if field.init]
 NOT_IDENTITY = {
-    *("output", "run_id", "strategy", "require_gpu"),
+    *("output", "run_id", "only", "strategy", "require_gpu"),
     *("checkpoint_seconds", "time_limit", "peer_timeout"),
 }
 
@@ -33,6 +34,8 @@ OTHER: dict[str, Any] = {
     "output": "elsewhere",
     "run_id": "r2",
     "data": "other.npz",
+    "base": "mnist",
+    "only": (("mnist", "0" * 64),),
     "model": "cnn",
     "strategy": "cpu",
     "require_gpu": True,
@@ -142,7 +145,9 @@ def test_other_legal_values_are_accepted(field: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "flag"), [("output", "--output"), ("data", "--data")], ids=["output", "data"]
+    ("field", "flag"),
+    [("output", "--output"), ("data", "--data"), ("base", "--base")],
+    ids=["output", "data", "base"],
 )
 @pytest.mark.parametrize("uri", ["", " ", "s3://user:s3cr3t@b/k", "a::b", "a\nb", "file://h/x"])
 def test_a_wrong_uri_is_refused_by_name_without_echo(field: str, flag: str, uri: str) -> None:
@@ -155,6 +160,12 @@ def test_a_wrong_uri_is_refused_by_name_without_echo(field: str, flag: str, uri:
 def test_a_gpu_is_not_required_of_a_cpu() -> None:
     with pytest.raises(UsageError, match="--require-gpu and --strategy cpu"):
         replace(CONFIG, strategy="cpu", require_gpu=True)
+
+
+def test_what_names_the_data_set_is_parsed_at_the_door() -> None:
+    assert replace(CONFIG, data="folder").source == DataSource(parse("folder"))
+    given = replace(CONFIG, data="folder", base="mnist", only=(("mnist", "0"),))
+    assert given.source == DataSource(parse("folder"), EMBEDDED, (("mnist", "0"),))
 
 
 def test_the_embedded_data_set_needs_no_uri() -> None:
@@ -201,7 +212,8 @@ def test_a_fresh_run_id_is_legal_readable_and_new() -> None:
 
 
 def test_identity_is_everything_but_place_and_device() -> None:
-    assert set(CONFIG.identity) == set(FIELDS) - NOT_IDENTITY
+    assert set(CONFIG.identity) == set(FIELDS) - NOT_IDENTITY - {"base"}  # where it is given
+    assert replace(CONFIG, base="mnist").identity == CONFIG.identity | {"base": "mnist"}
     assert CONFIG.identity.items() <= asdict(CONFIG).items()
 
 

@@ -198,7 +198,7 @@ def test_metrics_are_those_of_the_published_files(small_mnist, tmp_path, command
     flags = ["--data", small_mnist, "--epochs", 1, "--model", model, "--precision", precision]
     assert command("train", *flags, "--output", tmp_path, "--run-id", "run").code == 0
     report = tmp_path / "report.json"
-    assert command("evaluate", "--weights", tmp_path / "run", "--output", report).code == 0
+    assert command("evaluate", "--weights", tmp_path / "run", "--report", report).code == 0
     assert json.loads(report.read_text())["test"] == read(tmp_path / "run")["test"]
 
 

@@ -3,6 +3,7 @@
 What a header claims is judged first, so that nothing which can't be a data set is ever inflated.
 """
 
+import math
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,18 +29,27 @@ def check_claims(
     Raises:
         DataError: they aren't, or don't fit each other.
     """
-    for images, labels in ((x_train, y_train), (x_test, y_test)):
-        _check_images(images)
-        _check_labels(labels)
-        if images.shape[0] != labels.shape[0]:
-            raise DataError(
-                f"{images} has {images.shape[0]} images but {labels} has {labels.shape[0]} labels: "
-                "give one label for each image"
-            )
+    check_pair(x_train, y_train)
+    check_pair(x_test, y_test)
     if x_train.shape[1:] != x_test.shape[1:]:
         raise DataError(
             f"{x_train} has images of shape {x_train.shape[1:]} but {x_test} of "
             f"{x_test.shape[1:]}: give both the same"
+        )
+
+
+def check_pair(images: StoredArray, labels: StoredArray) -> None:
+    """Check that dtypes and shapes are those of images and their labels, as `check_claims` does.
+
+    Raises:
+        DataError: they aren't.
+    """
+    _check_images(images)
+    _check_labels(labels)
+    if images.shape[0] != labels.shape[0]:
+        raise DataError(
+            f"{images} has {images.shape[0]} images but {labels} has {labels.shape[0]} labels: "
+            "give one label for each image"
         )
 
 
@@ -123,6 +133,18 @@ def labels(array: StoredArray) -> Labels:
     return result
 
 
+def aligned_room(shape: tuple[int, ...]) -> Images:
+    """Return room for images of the shape `shape` in all, aligned for TensorFlow, yet to be filled.
+
+    It takes memory only where something is written.
+    """
+    size = math.prod(shape)
+    room = np.empty(size + ALIGNMENT_BYTES, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT_BYTES
+    result: Images = room[start : start + size].reshape(shape)
+    return result
+
+
 def _aligned(values: NDArray[Any]) -> Images:
     """Return `values` as uint8 in C order in memory of their own, aligned for TensorFlow.
 
@@ -132,9 +154,7 @@ def _aligned(values: NDArray[Any]) -> Images:
     own = values.flags.writeable and values.flags.c_contiguous
     if own and values.dtype == np.uint8 and values.ctypes.data % ALIGNMENT_BYTES == 0:
         return values
-    room = np.empty(values.size + ALIGNMENT_BYTES, np.uint8)
-    start = -room.ctypes.data % ALIGNMENT_BYTES
-    result: Images = room[start : start + values.size].reshape(values.shape)
+    result = aligned_room(values.shape)
     with np.errstate(invalid="ignore", over="ignore"):
         result[...] = values
     return result

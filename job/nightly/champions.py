@@ -16,8 +16,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
 from job import storage
+from job.config import check_run_id
 from job.errors import DataError, MissingInputError, UsageError
 from job.results import publishing
+from job.results.inference import MAX_WEIGHTS_BYTES
+from job.results.publishing import RunFolder
 from job.storage import Place
 
 SCHEMA_VERSION = 1
@@ -106,6 +109,8 @@ class Entry:
     """The night that promoted; None for an act of a person."""
     scores: dict[str, Any] | None = None
     """Of challenger, champion and anchor of that night, on the test set and the newest images."""
+    gate: dict[str, Any] | None = None
+    """The verdict that let it in, and where that lies; None for an act of a person."""
     card: dict[str, Any] | None = None
     """The champion's data card, which the next night's data are compared with."""
     time: str
@@ -167,9 +172,9 @@ class Log:
             DataError: it is no entry.
         """
         place = self.place(number)
-        document = publishing.read_json(place)
+        content = publishing.read_json(place)
         try:
-            return _entry(document, number)
+            return _entry(content, number)
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{place} is no entry of a champion log ({error!r}): bring it back from a copy"
@@ -181,7 +186,7 @@ class Log:
         Raises:
             ConflictError: another one of that number was there first: read again and decide anew.
         """
-        storage.create(self.place(entry.number), publishing.to_json(_document(entry)))
+        storage.create(self.place(entry.number), publishing.to_json(document(entry)))
 
     def place(self, number: int) -> Place:
         """Say where the entry of that number lies."""
@@ -233,8 +238,41 @@ def promotion(former: Entry | None, champion: Model, anchor: Model | None, **fac
         since=now,
         time=now,
         who=who(),
-        **{"night": None, "scores": None, "card": None, **facts},
+        **{"night": None, "scores": None, "gate": None, "card": None, **facts},
     )
+
+
+def promotion_by_hand(former: Entry | None, champion: Model, why: str) -> Entry:
+    """Return the entry by which a person makes `champion` the champion; it is barred no longer.
+
+    Raises:
+        UsageError: it is the champion already, or promotions are held.
+    """
+    if former is None:
+        return first(champion, why=why)
+    if former.held is not None:
+        raise UsageError(f"promotions are held ({former.held}): mnist-job unhold --reason first")
+    if former.champion.weights_sha256 == champion.weights_sha256:
+        raise UsageError(f"{champion.run} is the champion already: nothing was changed")
+    left = tuple(bar for bar in former.barred if bar.weights_sha256 != champion.weights_sha256)
+    return replace(promotion(former, champion, former.anchor, why=why), barred=left)
+
+
+def published(output: Place, run: str) -> Model:
+    """Return the model of the complete run `run` below `output`.
+
+    Raises:
+        UsageError: that names no run.
+        MissingInputError: there is no complete run of that name.
+        DataError: its weights are not what it published.
+    """
+    folder = RunFolder(output / check_run_id(run))
+    if not storage.exists(folder.metrics):
+        raise MissingInputError(
+            f"{folder.place} is no complete run: it has no {folder.metrics.name}"
+        )
+    _, metrics = publishing.read_artifact(folder.weights, MAX_WEIGHTS_BYTES)
+    return Model.of_run(run, metrics)
 
 
 def holding(former: Entry, why: str) -> Entry:
@@ -272,12 +310,17 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
     """
     newest = entries[-1]
     if to is None:
-        others = [entry for entry in entries if entry.champion.run != newest.champion.run]
-        # The one that the present champion took over from, not the one of a later night.
-        if newest.before is not None and others:
-            others = [entry for entry in others if entry.champion.run == newest.before] or others
+        others = [
+            entry
+            for entry in entries
+            if entry.champion.weights_sha256 != newest.champion.weights_sha256
+            and newest.bars(entry.champion.weights_sha256, "") is None
+        ]
         if not others:
-            raise UsageError(f"{newest.champion.run} is the only champion there ever was")
+            raise UsageError(
+                f"no champion before {newest.champion.run} is left that was not rolled back: name "
+                "one by --to"
+            )
         target = others[-1]
     else:
         found = [entry for entry in entries if entry.number == to]
@@ -318,6 +361,7 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
         time=now,
         barred=bars,
         scores=target.scores,
+        gate=target.gate,
         card=target.card,
     )
 
@@ -347,8 +391,8 @@ def _act(former: Entry, act: Act, why: str, **changes: Any) -> Entry:
     )
 
 
-def _document(entry: Entry) -> dict[str, Any]:
-    """Return `entry` as its file has it: what people look for first."""
+def document(entry: Entry) -> dict[str, Any]:
+    """Return `entry` as its file has it, with what people look for first."""
     fields = asdict(entry)
     champion = fields["champion"]
     return {
@@ -379,6 +423,7 @@ def _entry(document: dict[str, Any], number: int) -> Entry:
         barred=tuple(Bar(**bar) for bar in document["barred"]),
         night=document["night"],
         scores=document["scores"],
+        gate=document["gate"],
         card=document["card"],
         time=document["time"],
         who=document["who"],

@@ -205,13 +205,28 @@ def _already_complete(details: Mapping[str, Any]) -> str:
     )
 
 
+def _night_over(details: Mapping[str, Any]) -> str:
+    error = details["exit_code"] != 0  # which is told at the end, by its own line
+    lines = [f"night      {details['verdict']}" + ("" if error else f": {details['why']}")]
+    if details["champion"] is not None:
+        days = details["champion_age_seconds"] / 86_400
+        stale = "  STALE" if details["stale"] else ""
+        lines.append(
+            f"champion   {details['champion']}, {details['champion_accuracy']:.2%}, "
+            f"for {days:.1f} days{stale}"
+        )
+    return "\n".join(lines)
+
+
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
     *("nothing_saved_before", "records_missing"),
     *("storage_retry", "other_data", "data_not_compared"),
+    *("no_shards", "no_shard", "shard_skipped"),
     *("resumed_differently", "threads_differ", "watcher_silent"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
-    *("log_not_written", "liveness_not_shown"),
+    *("log_not_written", "liveness_not_shown", "not_notified"),
+    *("shards_gone", "overtaken", "champion_stale"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -268,6 +283,40 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "data_not_compared": lambda details: (
         f"warning    whether the data are still those of the run is not known: {details['reason']}"
+    ),
+    "night_started": lambda details: (
+        f"night      {details['night']}, of {details['files']} files at {details['data']}"
+    ),
+    "night_over": _night_over,
+    "night_over_already": lambda details: (
+        f"night      {details['night']} is over already; nothing was done\n{_night_over(details)}"
+    ),
+    "shards_gone": lambda details: (
+        f"warning    nights before had {', '.join(details['names'])}, which are not there any more"
+    ),
+    "judged": lambda details: f"gate       {details['why']}",
+    "promoted": lambda details: (
+        f"promoted   {details['run']}, entry {details['number']} of the log"
+    ),
+    "overtaken": lambda _: (
+        "warning    another night or a person was faster in the log of champions: deciding anew"
+    ),
+    "champion_stale": lambda details: (
+        f"warning    the champion {details['champion']} is {details['age_seconds'] / 86_400:.1f} "
+        "days old, older than --stale-after"
+    ),
+    "no_shards": lambda details: (
+        f"warning    {details['data']} holds no shard yet: only {details['base']} is used"
+    ),
+    "no_shard": lambda details: (
+        f"warning    {details['file']} is ignored: shards are called train-*.npz and test-*.npz"
+    ),
+    "shard_skipped": lambda details: (
+        f"warning    the shard {details['shard']} is left out: {details['reason']}"
+    ),
+    "notified": lambda details: f"notified   {details['to']}",
+    "not_notified": lambda details: (
+        f"warning    nobody was told at {details['to']}: {details['reason']}"
     ),
     "complete": _complete,
     "already_complete": _already_complete,

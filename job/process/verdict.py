@@ -80,6 +80,11 @@ def success(run_uri: str, document: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"status": "complete", "code": 0, "run": run_uri, **scores, **_spent()}
 
 
+def of_night(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the verdict on a night that came to something, of which `told` tells."""
+    return {"status": "complete", "code": 0, **told, **_spent()}
+
+
 def failure(message: str, code: int) -> dict[str, Any]:
     """Return the verdict on a process that ends with the exit code `code` and this error line."""
     status = "retry" if code == TemporaryError.exit_code else "failed"

@@ -2,6 +2,6 @@
 
 `publishing` holds a run's folder and the order that its files appear in, `metrics.json` last, and
 `metrics` says what stands in that; `provenance` tells what made it. `weights` makes files of a
-model and back, `evaluation` scores of a model and a test set, and `inference` serves `evaluate` and
-`predict` from what was published.
+model and back, `evaluation` scores of a model and a test set, and `statistics` has the figures that
+need no TensorFlow. `inference` serves `evaluate` and `predict` from what was published.
 """

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from job.errors import DataError
+from job.results.statistics import wilson_interval
 from job.training.model import PIXEL_SCALE
 
 MEBIBYTE = 1024 * 1024
 ACTIVATION_BYTES = 64 * MEBIBYTE  # of all layers for one batch: a fraction of what training takes
 MOST_EXAMPLES = 1_000  # more at once are no faster
 CALIBRATION_BINS = 15  # as in Guo et al., "On calibration of modern neural networks", 2017
-Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
 @dataclass(frozen=True)
@@ -131,19 +131,6 @@ def log_softmax(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     shifted = logits - logits.max(axis=1, keepdims=True)
     result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """Return the 95 % score interval of a proportion (Wilson, 1927, JASA 22, p. 209).
-
-    Unlike the textbook interval it stays inside 0..1 and is right near the ends, where a good
-    classifier lives.
-    """
-    rate, z2 = successes / trials, Z_95**2
-    centre = rate + z2 / (2 * trials)
-    margin = Z_95 * ((rate * (1 - rate) + z2 / (4 * trials)) / trials) ** 0.5
-    low, high = ((centre - margin) / (1 + z2 / trials), (centre + margin) / (1 + z2 / trials))
-    return max(0.0, low), min(1.0, high)
 
 
 def expected_calibration_error(

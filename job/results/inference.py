@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from job import __version__, storage
-from job.config import ModelName, RunConfig, parse_data
-from job.data import source
+from job.config import DataSource, ModelName, RunConfig, parse_data
+from job.data import shards, source
 from job.errors import ConflictError, DataError, UsageError
 from job.pictures import gallery, handwriting
 from job.process import runtime
@@ -75,8 +75,6 @@ class Published:
         """
         place = publishing.weights_of(weights)
         content, metrics = publishing.read_artifact(place, MAX_WEIGHTS_BYTES)
-        if data is None:
-            data = parse_data(_said(metrics, "config", "data") or RunConfig.data)
         if model_name is None:
             model_name = _said(metrics, "config", "model") or RunConfig.model
         if model_name not in get_args(ModelName):
@@ -84,9 +82,9 @@ class Published:
                 f"the run of {place} trained the model {model_name[:80]!r}, which this version of "
                 f"the job doesn't have: give --model ({', '.join(get_args(ModelName))})"
             )
-        dataset = source.load(data)
+        dataset = source.load(_source(metrics, data))
         if _said(metrics, "data", "fingerprint") not in {None, dataset.fingerprint}:
-            progress.event("other_data", weights=str(place), data=str(data))
+            progress.event("other_data", weights=str(place), data=dataset.uri)
         return cls(place, content, model_name, dataset)
 
     def model(self) -> "keras.Model":
@@ -95,18 +93,53 @@ class Published:
         Raises:
             DataError: the weights don't fit it.
         """
-        runtime.prepare_tensorflow()
-        cluster = Cluster.from_environment(os.environ, together=False)
-        cores = runtime.available_cores(container_limit=cluster.cpu_limit)
-        runtime.limit_threads(runtime.wanted_threads(os.environ, cores))
-        runtime.import_tensorflow()
-        from job.results import weights  # noqa: PLC0415
-        from job.training import model, strategy  # noqa: PLC0415
+        shape, classes = self.dataset.image_shape, self.dataset.classes
+        return rebuilt(self.content, str(self.place), self.model_name, shape, classes)
 
-        strategy.prepare_gpus()  # that it scores as its run did
-        net = model.build(self.model_name, self.dataset.image_shape, self.dataset.classes)
-        weights.load_hdf5(net, self.content, str(self.place))
-        return net
+
+def rebuilt(
+    content: bytes, where: str, architecture: str, image_shape: tuple[int, ...], classes: int
+) -> "keras.Model":
+    """Return the model that a weights file holds, ready to compute as its run did.
+
+    Args:
+        content: of the file.
+        where: it lies, for messages.
+        architecture: name of the model in `job.training.model`.
+        image_shape: of one image.
+        classes: how many there are.
+
+    Raises:
+        DataError: the weights don't fit the model.
+    """
+    runtime.prepare_tensorflow()
+    cluster = Cluster.from_environment(os.environ, together=False)
+    cores = runtime.available_cores(container_limit=cluster.cpu_limit)
+    runtime.limit_threads(runtime.wanted_threads(os.environ, cores))
+    runtime.import_tensorflow()
+    from job.results import weights  # noqa: PLC0415
+    from job.training import model, strategy  # noqa: PLC0415
+
+    strategy.prepare_gpus()  # that it scores as its run did
+    net = model.build(architecture, image_shape, classes)
+    weights.load_hdf5(net, content, where)
+    return net
+
+
+def _source(metrics: dict[str, Any], data: Place | None) -> DataSource:
+    """Return what names the data to use: those of the run of `metrics`, unless `data` does.
+
+    The base of a run's shards goes with them, whoever names the folder; the files that it took are
+    asked for only where nobody does.
+    """
+    of_run, base = _said(metrics, "config", "data"), _said(metrics, "config", "base")
+    if data is not None and str(data) != of_run:
+        return DataSource(data)
+    return DataSource(
+        data or parse_data(of_run or RunConfig.data),
+        None if base is None else parse_data(base, "--base"),
+        None if data else shards.recorded(metrics.get("data")),
+    )
 
 
 def _said(metrics: dict[str, Any], part: str, name: str) -> str | None:
@@ -160,7 +193,7 @@ def write_report(output: Place, report: dict[str, Any]) -> Place:
         if publishing.read_json(place) | {"evaluated": None} != mine | {"evaluated": None}:
             raise ConflictError(
                 f"{place} holds another evaluation: nothing was overwritten; choose another "
-                "--output"
+                "--report"
             ) from error
     return place
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from job.data.examples import ALIGNMENT_BYTES
-from job.data.source import RESIDENT_BYTES, Dataset
+from job.data.files import RESIDENT_BYTES
+from job.data.source import Dataset
 
 SHARD_BYTES = 32 * 1024 * 1024  # of pixels for one replica: some seconds of a small net's work
 

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from tally import Tally
 
-from job.config import EMBEDDED
+from job.config import EMBEDDED, DataSource
 from job.data import source
 
 HARMS = ("killed", "frozen", "missing")
@@ -226,7 +226,7 @@ def outcome(output: Path) -> str:
 
 def small_data(path: Path) -> None:
     """Write a small part of MNIST, so that a training takes seconds."""
-    mnist = source.load(EMBEDDED)
+    mnist = source.load(DataSource(EMBEDDED))
     parts = {
         "x_train": mnist.x_train[:4000],
         "y_train": mnist.y_train[:4000],

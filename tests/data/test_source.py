@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job import storage
-from job.config import EMBEDDED
+from job.config import EMBEDDED, DataSource
 from job.data import arrays as arrays_module
-from job.data import examples, source
+from job.data import examples, files, source
 from job.errors import DataError, JobError, MissingInputError
 from job.storage import parse
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("error")  # a warning is no way to speak
 
 Arrays = dict[str, np.ndarray]
 
-STEMS = dict(zip(source.ARRAY_NAMES, source._IDX_FILES, strict=True))
+STEMS = dict(zip(source.ARRAY_NAMES, files.IDX_STEMS, strict=True))
 IDX_CODES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 MEBIBYTE = 1024 * 1024
 
@@ -87,7 +87,7 @@ def write(folder: Path, files: dict[str, bytes]) -> str:
 
 
 def load_npz(folder: Path, content: bytes) -> source.Dataset:
-    return source.load(parse(write(folder, {"set.npz": content}) + "/set.npz"))
+    return source.load(DataSource(parse(write(folder, {"set.npz": content}) + "/set.npz")))
 
 
 def patched(archive: bytes, name: str, offset: int, layout: str, value: int) -> bytes:
@@ -173,11 +173,11 @@ def test_every_format_gives_the_same_data_set(
         uri = write(folder, files)
         if "set.npz" in files:
             uri = str((folder / "set.npz").rename(folder / "no-suffix"))
-        found = source.load(parse(uri))
+        found = source.load(DataSource(parse(uri)))
         assert_same(found, arrays)
         assert (found.uri, found.image_shape, found.classes) == (uri, image_shape, classes)
         fingerprints.add(found.fingerprint)
-        assert source.load(parse(f"file://{uri}")).fingerprint == found.fingerprint
+        assert source.load(DataSource(parse(f"file://{uri}"))).fingerprint == found.fingerprint
     assert len(fingerprints) == 1
 
 
@@ -185,7 +185,7 @@ def test_numpy_writes_what_load_reads(tmp_path: Path) -> None:
     arrays = small_set()
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "set.npz", **arrays)  # type: ignore[arg-type]
-        assert_same(source.load(parse(str(tmp_path / "set.npz"))), arrays)
+        assert_same(source.load(DataSource(parse(str(tmp_path / "set.npz")))), arrays)
 
 
 @pytest.mark.parametrize("name", source.ARRAY_NAMES)
@@ -219,7 +219,7 @@ def test_idx_of_other_types(tmp_path: Path, dtype: str) -> None:
     arrays = {name: array // 2 for name, array in small_set().items()}  # i1 ends at 127
     arrays["y_train"] = small_set()["y_train"]
     wider = {name: array.astype(dtype) for name, array in arrays.items()}
-    assert_same(source.load(parse(write(tmp_path, idx_files(wider)))), arrays)
+    assert_same(source.load(DataSource(parse(write(tmp_path, idx_files(wider))))), arrays)
 
 
 def test_fortran_order_and_column_labels(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_folder_of_the_files_name_is_passed_over(tmp_path: Path) -> None:
     arrays = small_set()
     files = {n.replace("-idx", ".idx"): content for n, content in idx_files(arrays).items()}
     (tmp_path / "train-images-idx3-ubyte").mkdir()  # as one popular download unpacks
-    assert_same(source.load(parse(write(tmp_path, files))), arrays)
+    assert_same(source.load(DataSource(parse(write(tmp_path, files)))), arrays)
 
 
 def test_dataset_is_frozen(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_dataset_is_frozen(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def mnist() -> source.Dataset:
-    return source.load(EMBEDDED)
+    return source.load(DataSource(EMBEDDED))
 
 
 def test_embedded_mnist(mnist: source.Dataset) -> None:
@@ -282,7 +282,7 @@ def test_embedded_mnist(mnist: source.Dataset) -> None:
 
 
 def test_embedded_mnist_by_its_path_is_the_same_data(mnist: source.Dataset) -> None:
-    found = source.load(parse(EMBEDDED.path.as_uri()))
+    found = source.load(DataSource(parse(EMBEDDED.path.as_uri())))
     assert found.fingerprint == mnist.fingerprint
     assert found.uri == EMBEDDED.path.as_uri()
 
@@ -313,9 +313,13 @@ def test_damaged_or_missing_asset_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         raise MissingInputError("there is no such file")
 
     monkeypatch.setattr(storage, "read", flipped)
-    refused(DataError, lambda: source.load(EMBEDDED), "mnist.npz", "06af5dfe", "reinstall")
+    refused(
+        DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "06af5dfe", "reinstall"
+    )
     monkeypatch.setattr(storage, "read", missing)
-    refused(DataError, lambda: source.load(EMBEDDED), "mnist.npz", "missing", "reinstall")
+    refused(
+        DataError, lambda: source.load(DataSource(EMBEDDED)), "mnist.npz", "missing", "reinstall"
+    )
 
 
 # --- bad arrays ---------------------------------------------------------------------------------
@@ -419,7 +423,9 @@ def test_bad_arrays_are_refused_in_idx_too(tmp_path: Path, case: str) -> None:
     arrays = small_set()
     change(arrays)
     uri = write(tmp_path, idx_files(arrays, packed))
-    refused(DataError, lambda: source.load(parse(uri)), f"{tmp_path}/t", "-ubyte", *parts)
+    refused(
+        DataError, lambda: source.load(DataSource(parse(uri))), f"{tmp_path}/t", "-ubyte", *parts
+    )
 
 
 def test_a_pickle_is_never_run(tmp_path: Path) -> None:
@@ -431,7 +437,13 @@ def test_a_pickle_is_never_run(tmp_path: Path) -> None:
 
     arrays = small_set() | {"x_train": np.array([Payload()], dtype=object)}
     uri = write(tmp_path, {"set.npz": npz(arrays)}) + "/set.npz"
-    refused(DataError, lambda: source.load(parse(uri)), "x_train", "object", "never unpickled")
+    refused(
+        DataError,
+        lambda: source.load(DataSource(parse(uri))),
+        "x_train",
+        "object",
+        "never unpickled",
+    )
     assert not marker.exists()
     with np.load(uri, allow_pickle=True) as archive:
         archive["x_train"]
@@ -591,7 +603,7 @@ def test_bad_idx_files_are_refused(tmp_path: Path, case: str, suffix: str) -> No
     del files["train-images-idx3-ubyte"]
     files[f"train-images-idx3-ubyte{suffix}"] = content
     uri = write(tmp_path, files)
-    error = refused(DataError, lambda: source.load(parse(uri)), str(tmp_path), *parts)
+    error = refused(DataError, lambda: source.load(DataSource(parse(uri))), str(tmp_path), *parts)
     assert error.exit_code == 65
     if "claims" not in case:
         assert f"x_train in {tmp_path}/train-images-idx3-ubyte" in str(error)
@@ -603,14 +615,19 @@ def test_folder_that_lacks_a_file(tmp_path: Path, stem: str) -> None:
     del files[f"{stem}-ubyte"]
     uri = write(tmp_path, files)
     error = refused(
-        MissingInputError, lambda: source.load(parse(uri)), str(tmp_path), f"{stem}-ubyte"
+        MissingInputError,
+        lambda: source.load(DataSource(parse(uri))),
+        str(tmp_path),
+        f"{stem}-ubyte",
     )
     assert error.exit_code == 66
 
 
 def test_missing_path(tmp_path: Path) -> None:
     uri = f"{tmp_path}/none.npz"
-    assert refused(MissingInputError, lambda: source.load(parse(uri)), uri).exit_code == 66
+    assert (
+        refused(MissingInputError, lambda: source.load(DataSource(parse(uri))), uri).exit_code == 66
+    )
 
 
 def test_file_that_may_not_be_read_is_named(
@@ -626,7 +643,7 @@ def test_file_that_may_not_be_read_is_named(
 
     monkeypatch.setattr(Path, "open", guarded)
     parts = (f"{uri}/t10k-images-idx3-ubyte", "permission")
-    refused(MissingInputError, lambda: source.load(parse(uri)), *parts)
+    refused(MissingInputError, lambda: source.load(DataSource(parse(uri))), *parts)
 
 
 @pytest.mark.parametrize("constant", ["MAX_BYTES", "MAX_FILE_BYTES"])
@@ -637,15 +654,16 @@ def test_limits_hold_for_honest_files(
     content = npz(arrays)
     claimed = sum(array.nbytes for array in arrays.values())
     uri = write(tmp_path, idx_files(arrays))
+    where = {"MAX_BYTES": source, "MAX_FILE_BYTES": files}[constant]
     largest = {"MAX_BYTES": (claimed, claimed), "MAX_FILE_BYTES": (len(content), 8 * 64 * 64 + 16)}
-    monkeypatch.setattr(source, constant, largest[constant][0])
+    monkeypatch.setattr(where, constant, largest[constant][0])
     assert_same(load_npz(tmp_path, content), arrays)
-    monkeypatch.setattr(source, constant, largest[constant][0] - 1)
+    monkeypatch.setattr(where, constant, largest[constant][0] - 1)
     refused(DataError, lambda: load_npz(tmp_path, content), str(tmp_path), "MiB")
-    monkeypatch.setattr(source, constant, largest[constant][1])
-    assert_same(source.load(parse(uri)), arrays)
-    monkeypatch.setattr(source, constant, largest[constant][1] - 1)
-    refused(DataError, lambda: source.load(parse(uri)), str(tmp_path), "MiB")
+    monkeypatch.setattr(where, constant, largest[constant][1])
+    assert_same(source.load(DataSource(parse(uri))), arrays)
+    monkeypatch.setattr(where, constant, largest[constant][1] - 1)
+    refused(DataError, lambda: source.load(DataSource(parse(uri))), str(tmp_path), "MiB")
 
 
 # --- files that would fill the memory -----------------------------------------------------------
@@ -721,7 +739,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], list[str]]] = {
 @pytest.fixture
 def _tight_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     # One read takes a buffer as large as its limit, whatever the file's size: leave that out.
-    monkeypatch.setattr(source, "MAX_FILE_BYTES", MEBIBYTE)
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", MEBIBYTE)
 
 
 @pytest.mark.usefixtures("_tight_reads")
@@ -773,7 +791,7 @@ def test_gzip_bombs_are_refused_in_little_memory(
     uri = write(tmp_path, files)
 
     def attempt() -> None:
-        refused(DataError, lambda: source.load(parse(uri)), str(tmp_path), part)
+        refused(DataError, lambda: source.load(DataSource(parse(uri))), str(tmp_path), part)
 
     assert peak_bytes(attempt) < 3 * MEBIBYTE
 
@@ -811,7 +829,7 @@ def test_loading_takes_twice_the_data_at_most_and_leaves_nothing_else(
     gc.disable()  # nor does a run collect what was read before it froze all
     tracemalloc.start()
     try:
-        found = source.load(parse(uri))
+        found = source.load(DataSource(parse(uri)))
         left_bytes, most_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -902,7 +920,7 @@ def mutate(content: bytes, steps: Mutations) -> bytes:
 def outcome(uri: str) -> source.Dataset | None:
     """Load, or return None if it was refused as a data set should be: anything else is raised."""
     try:
-        return source.load(parse(uri))
+        return source.load(DataSource(parse(uri)))
     except (DataError, MissingInputError) as error:
         message = str(error.args[0])
     assert message.isprintable()

@@ -216,6 +216,12 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         {"reason": "--liveness-file x cannot be touched any more"},
         "warning    --liveness-file x cannot be touched any more; the run goes on",
     ),
+    ("notified", {"to": "https://x.example"}, "notified   https://x.example"),
+    (
+        "not_notified",
+        {"to": "https://x.example", "reason": "the answer was 500"},
+        "warning    nobody was told at https://x.example: the answer was 500",
+    ),
     (
         "verdict_not_written",
         {"reason": "no room"},

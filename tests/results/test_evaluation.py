@@ -73,27 +73,6 @@ def test_agrees_with_keras(mnist):
     assert (mine.loss, mine.accuracy) == pytest.approx((loss, accuracy), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    [
-        (9815, 10_000, 0.978669, 0.983962),  # by solving (p - x)^2 = z^2 x (1 - x) / n for x
-        (0, 10, 0.0, 0.277533),
-        (10, 10, 0.722467, 1.0),
-        (1, 2, 0.094531, 0.905469),
-    ],
-)
-def test_wilson_interval(successes, trials, low, high):
-    assert evaluation.wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-6)
-
-
-@pytest.mark.parametrize(("successes", "trials"), [(3, 7), (99, 100), (0, 5), (50, 50)])
-def test_wilson_interval_solves_its_equation(successes, trials):
-    rate = successes / trials
-    for end in evaluation.wilson_interval(successes, trials):
-        left = (rate - end) ** 2
-        assert left == pytest.approx(evaluation.Z_95**2 * end * (1 - end) / trials, abs=1e-12)
-
-
 def test_calibration_error_bin_by_bin():
     confidence = np.array([0.05, 0.05, 0.5, 0.5, 1.0])
     correct = np.array([True, False, True, True, True])

@@ -26,7 +26,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from job.config import EMBEDDED, RunConfig  # noqa: E402
+from job.config import EMBEDDED, DataSource, RunConfig  # noqa: E402
 from job.data import source  # noqa: E402
 from job.training import layers, loop, model, train  # noqa: E402
 
@@ -56,7 +56,7 @@ BREAKING: dict[str, Callable] = {
 
 def trained(strategy: tf.distribute.Strategy, config: RunConfig) -> list[np.ndarray]:
     """Return the weights, moving averages among them, after `STEPS` steps."""
-    data = source.load(EMBEDDED)
+    data = source.load(DataSource(EMBEDDED))
     with strategy.scope():
         net = model.build(config.model, data.image_shape, data.classes)
     order = train.epoch_order(0, 0, len(data.x_train), config.batch_size)[:STEPS]

@@ -9,7 +9,8 @@ import pytest
 from test_train import config, run
 
 from job import storage
-from job.data import source
+from job.config import DataSource
+from job.data import files, source
 from job.data.examples import ALIGNMENT_BYTES
 from job.errors import DataError
 from job.storage import parse
@@ -88,11 +89,11 @@ def folder(tmp_path, mnist):
 
 
 def test_a_large_idx_file_stays_on_disk(folder, monkeypatch):
-    read = source.load(parse(str(folder)))
-    monkeypatch.setattr(source, "RESIDENT_BYTES", 1000)
+    read = source.load(DataSource(parse(str(folder))))
+    monkeypatch.setattr(files, "RESIDENT_BYTES", 1000)
     monkeypatch.setattr(source, "MAX_BYTES", 1000)  # of what is read into memory
-    monkeypatch.setattr(source, "MAX_FILE_BYTES", 1000)
-    mapped = source.load(parse(str(folder)))
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 1000)
+    mapped = source.load(DataSource(parse(str(folder))))
     assert mapped.fingerprint == read.fingerprint
     assert np.array_equal(mapped.x_train, read.x_train)
     assert not mapped.x_train.flags.owndata
@@ -101,21 +102,21 @@ def test_a_large_idx_file_stays_on_disk(folder, monkeypatch):
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_a_large_idx_file_of_another_size_than_claimed_is_refused(folder, monkeypatch, change):
-    monkeypatch.setattr(source, "RESIDENT_BYTES", 1000)
+    monkeypatch.setattr(files, "RESIDENT_BYTES", 1000)
     path = folder / "train-images-idx3-ubyte"
     content = path.read_bytes()
     path.write_bytes(content[:-1] if change < 0 else content + b"x")
     with pytest.raises(DataError, match="fewer than" if change < 0 else "more than"):
-        source.load(parse(str(folder)))
+        source.load(DataSource(parse(str(folder))))
 
 
 def test_a_packed_file_is_not_mapped(folder, monkeypatch):
     path = folder / "train-images-idx3-ubyte"
     (folder / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(path.read_bytes()))
     path.unlink()
-    expected = source.load(parse(str(folder))).fingerprint
-    monkeypatch.setattr(source, "RESIDENT_BYTES", 1000)
-    assert source.load(parse(str(folder))).fingerprint == expected
+    expected = source.load(DataSource(parse(str(folder)))).fingerprint
+    monkeypatch.setattr(files, "RESIDENT_BYTES", 1000)
+    assert source.load(DataSource(parse(str(folder)))).fingerprint == expected
 
 
 def test_only_large_local_files_are_mapped(tmp_path):

@@ -1,0 +1,76 @@
+"""What several models make of the same images: the one room of nights that computes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from job import storage
+from job.errors import ConflictError, DataError
+from job.nightly.champions import Model
+from job.results import inference, publishing
+from job.results.publishing import RunFolder
+from job.storage import Place
+
+Classes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A published model that takes part, checked against the digest that the log has of it."""
+
+    model: Model
+    folder: RunFolder
+    weights: bytes
+    metrics: dict[str, Any]
+
+    @classmethod
+    def of(cls, output: Place, model: Model) -> "Contender":
+        """Read the files of `model`, whose run lies below `output`.
+
+        Raises:
+            DataError: its weights are not those that the log names.
+            MissingInputError: they are gone.
+        """
+        folder = RunFolder(output / model.run)
+        content, metrics = publishing.read_artifact(folder.weights, inference.MAX_WEIGHTS_BYTES)
+        found = publishing.describe("", content).sha256
+        if found != model.weights_sha256:
+            raise DataError(
+                f"{folder.weights} has the sha256 {found[:12]}..., but the log of champions says "
+                f"{model.weights_sha256[:12]}...: bring the file back, or promote another run"
+            )
+        return cls(model, folder, content, metrics)
+
+    def archive(self) -> bytes:
+        """Return the model as a Keras archive."""
+        return storage.read(self.folder.archive, inference.MAX_WEIGHTS_BYTES)
+
+    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        """Return what the model makes of `images`, uint8 (n, *image_shape): (n, classes).
+
+        Raises:
+            ConflictError: it takes images of another shape.
+        """
+        data = self.metrics.get("data", {})
+        shape, classes = tuple(data.get("image_shape", ())), data.get("classes")
+        if shape != images.shape[1:] or not isinstance(classes, int):
+            raise ConflictError(
+                f"{self.folder.place} takes images of shape {shape}, and the data now have "
+                f"{images.shape[1:]}: they can't be compared; give another --output"
+            )
+        net = inference.rebuilt(
+            self.weights, str(self.folder.weights), self.model.architecture, shape, classes
+        )
+        from job.results import evaluation  # noqa: PLC0415  imports TensorFlow
+
+        result: npt.NDArray[np.float64] = np.exp(
+            evaluation.log_softmax(evaluation.predict_logits(net, images))
+        )
+        return result
+
+    def classes(self, images: npt.NDArray[np.uint8]) -> Classes:
+        """Return the most probable class of each image, shape (n,)."""
+        result: Classes = self.probabilities(images).argmax(axis=1)
+        return result

@@ -1,0 +1,153 @@
+"""Whether a stranger can use what a run published: a clean process with plain Keras tries it.
+
+Tests of the job's own code can't tell: that code knows its own layers, and reads its own files.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from job.errors import OutputError, TemporaryError
+
+LIMIT_SECONDS = 180.0  # TensorFlow's import takes most: 5 s here, minutes on a node just started
+TOLERANCE = 1e-5  # of a probability: another kernel sums in another order, no more
+_FOUND = 3  # exit code of a process that says what is wrong with the files
+_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TF_NUM_INTRAOP_THREADS")
+
+PROGRAM = """
+import sys
+
+def judge():
+    import keras
+    import numpy as np
+
+    images = np.load("images.npy").astype("float32") / 255
+    recorded = np.load("probabilities.npy")
+
+    def difference(model):
+        found = np.asarray(model(images, training=False))
+        if found.shape != recorded.shape:
+            return f"gives outputs of shape {found.shape}, not {recorded.shape}"
+        largest = np.abs(found - recorded).max()
+        if not largest <= float(sys.argv[1]):  # NaN is no match either
+            return f"gives other probabilities than were recorded, by up to {largest:.2g}"
+
+    where = "model.keras"
+    try:
+        model = keras.models.load_model(where, safe_mode=True)
+        if wrong := difference(model):
+            return f"{where} {wrong}"
+        where = "model_weights.h5"
+        fresh = keras.models.clone_model(model)
+        fresh.load_weights(where)
+        if wrong := difference(fresh):
+            return f"{where} {wrong}"
+    except Exception as error:
+        return f"{where} can't be opened by plain Keras: {error!r}"
+
+reason = judge()
+if ours := sorted(name for name in sys.modules if name.partition(".")[0] == "job"):
+    reason = f"opening what was published imports the job's own {ours[0]}" + (
+        f"; {reason}" if reason else ""
+    )
+if reason:
+    print(reason)
+    sys.exit(3)
+"""
+
+
+def check(
+    archive: bytes,
+    weights: bytes,
+    images: npt.NDArray[np.uint8],
+    probabilities: npt.NDArray[np.floating],
+    beat: Callable[[], None] = lambda: None,
+) -> str | None:
+    """Return why a stranger could not use a published model, or None where one could.
+
+    A fresh Python, isolated and with nothing of the job, opens both files with plain Keras on the
+    processor, and must get the same probabilities.
+
+    Args:
+        archive: bytes of `model.keras`, which is opened in Keras' safe mode.
+        weights: bytes of `model_weights.h5`.
+        images: uint8, shape (n, *image_shape).
+        probabilities: what the job computed for them, float, shape (n, classes).
+        beat: called every second, as a sign of life.
+
+    Raises:
+        TemporaryError: the process was killed or took too long, which says nothing of the model.
+        OutputError: the files can't be put into a folder for temporary ones.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mnist-job-")))
+            (folder / "model.keras").write_bytes(archive)
+            (folder / "model_weights.h5").write_bytes(weights)
+            np.save(folder / "images.npy", images)
+            np.save(folder / "probabilities.npy", probabilities)
+        except OSError as error:
+            raise OutputError(
+                f"the published files can't be laid out for a clean process ({error}): give the "
+                "folder for temporary files, TMPDIR, more room"
+            ) from error
+        code, said, complained = _run(folder, beat)
+    if code in {-signal.SIGKILL, -signal.SIGTERM}:
+        raise TemporaryError(
+            f"the clean process that opens the published model was killed (signal {-code}), for "
+            "lack of memory perhaps: try again, with more"
+        )
+    if code == _FOUND:
+        return said.strip()[:1000]
+    if code != 0:
+        last = complained.strip().splitlines()[-1:] or ["it said nothing"]
+        return f"a clean process with plain Keras failed (exit {code}): {last[0][:1000]}"
+    return None
+
+
+def _run(folder: Path, beat: Callable[[], None]) -> tuple[int, str, str]:
+    """Run the program in `folder`; return its exit code, output and errors."""
+    process = subprocess.Popen(
+        # -P and all else that keeps foreign code out is part of -I.
+        [sys.executable, "-I", "-c", PROGRAM, str(TOLERANCE)],
+        cwd=folder,
+        env=_environment(folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,  # a Ctrl-C is this process's alone, and must not look like a fault
+    )
+    try:
+        for _ in range(max(1, round(LIMIT_SECONDS))):
+            beat()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                said, complained = process.communicate(timeout=min(1.0, LIMIT_SECONDS))
+                return process.returncode, said, complained
+        raise TemporaryError(
+            f"the clean process that opens the published model took over {LIMIT_SECONDS:g} s: the "
+            "machine is busy; try again"
+        )
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Return a stranger's variables: none that tune TensorFlow as the job does it, no secrets."""
+    return {
+        **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
+        "CUDA_VISIBLE_DEVICES": "-1",  # the job holds the GPU's memory
+        "HOME": str(folder),  # nobody's keras.json
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }

@@ -1,0 +1,38 @@
+"""Figures against their definition, and against statsmodels."""
+
+import numpy as np
+import pytest
+from statsmodels.stats.proportion import proportion_confint
+
+from job.results import statistics
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        (9815, 10_000, 0.978669, 0.983962),  # by solving (p - x)^2 = z^2 x (1 - x) / n for x
+        (0, 10, 0.0, 0.277533),
+        (10, 10, 0.722467, 1.0),
+        (1, 2, 0.094531, 0.905469),
+    ],
+)
+def test_wilson_interval(successes, trials, low, high):
+    assert statistics.wilson_interval(successes, trials) == pytest.approx((low, high), abs=1e-6)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(3, 7), (99, 100), (0, 5), (50, 50)])
+def test_wilson_interval_solves_its_equation(successes, trials):
+    rate = successes / trials
+    for end in statistics.wilson_interval(successes, trials):
+        left = (rate - end) ** 2
+        assert left == pytest.approx(statistics.Z_95**2 * end * (1 - end) / trials, abs=1e-12)
+
+
+def test_wilson_interval_agrees_with_statsmodels_on_1_000_random_tables():
+    draw = np.random.default_rng(0)
+    for _ in range(1000):
+        trials = int(10 ** draw.uniform(0, 6))
+        successes = int(draw.integers(0, trials + 1))
+        theirs = proportion_confint(successes, trials, alpha=0.05, method="wilson")
+        mine = statistics.wilson_interval(successes, trials)
+        assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12), (successes, trials)
