@@ -185,7 +185,6 @@ def test_what_a_night_may_be_judging_stays(local: Place) -> None:
         ("metrics.json", b"{"),
         ("metrics.json", b"{}"),
         ("metrics.json", b"[]"),
-        ("metrics.json", b'{"run_id": "another"}'),
         ("metrics.json", b'{"run_id": "run", "timing": {"total_seconds": 1e400}}'),
         ("metrics.json", b'{"run_id": "run", "timing": {"total_seconds": "1"}}'),
         ("metrics.json", b'{"run_id": "run", "timing": [], "artifacts": []}'),
@@ -201,6 +200,15 @@ def test_what_is_not_understood_stays(local: Place, path: str, content: bytes) -
     [fate] = plan(local)
     assert (fate.goes, fate.found.state) == (False, "unknown")
     assert "can't be understood" in fate.why
+
+
+def test_a_run_that_somebody_moved_stays(local: Place) -> None:
+    """Whoever gave it another name wants it."""
+    complete(local, "precious", 9 * DAY, run_id="old")
+    complete(local, "new", DAY)
+    fates = plan(local, keep=1)
+    assert going(fates) == []
+    assert "it was made as 'old'" in why(fates, "precious")
 
 
 def test_what_is_no_run_is_not_looked_at(local: Place) -> None:
@@ -516,6 +524,24 @@ def test_two_that_prune_at_once_remove_the_same(
     meanwhile(monkeypatch, lambda: pruning.remove(output, fates[0], Rules(keep=1)))
     assert pruning.remove(output, fates[0], Rules(keep=1)) is None
     assert everything(output / "old") == {}
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_what_another_began_to_remove_meanwhile_is_removed(
+    local: Place, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    complete(local, "old", 9 * DAY)
+    complete(local, "new", DAY)
+    fates = plan(local, keep=1)
+
+    def begun() -> None:
+        put(local, "old/pruned.json", {"run": "old", "since": started(9 * DAY), "who": "another"})
+        for path in ("metrics.json", "model.keras")[:after]:
+            storage.remove(local / f"old/{path}")
+
+    meanwhile(monkeypatch, begun)
+    assert pruning.remove(local, fates[0], Rules(keep=1)) is None
+    assert storage.names(local) == ["new"]
 
 
 def test_a_claim_at_any_moment_of_a_removal_is_refused_or_keeps_its_record(

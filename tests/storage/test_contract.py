@@ -127,6 +127,8 @@ def test_a_folder_goes_with_its_last_object_and_not_before(root: Place) -> None:
     assert storage.names(root / "folder") == []
     if root.kind != "s3":  # SeaweedFS shows an empty one for a while
         assert storage.folders(root) == storage.names(root) == ["beside"]
+    storage.create(root / "folder/object", b"anew")
+    assert storage.names(root / "folder") == ["object"]
 
 
 def test_what_is_removed_is_gone_and_may_be_created_anew(root: Place) -> None:

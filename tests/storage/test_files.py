@@ -316,6 +316,10 @@ def test_a_folder_goes_with_what_killed_writers_left_in_it(tmp_path: Path) -> No
     for _ in range(2):
         storage.remove_folder(parse(str(folder)))
     assert left_in(tmp_path) == []
+    storage.create(parse(str(folder / "object")), b"x")
+    storage.remove(parse(str(folder / "object")))
+    storage.remove_folder(parse(str(folder)))
+    storage.create(parse(str(folder / "object")), b"it was taken away on purpose")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"cannot remove .*/file: not a directory"):
         storage.remove_folder(parse(str(tmp_path / "file")))
