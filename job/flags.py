@@ -197,3 +197,19 @@ AcceptDrift = Annotated[
 SkipBadShards = Annotated[
     bool, _flag("skip-bad-shards", "Leave bad shards out, instead of refusing (exit 65).")
 ]
+
+# Of prune.
+Keep = Annotated[int, _flag("keep", "How many complete runs stay, the newest.")]
+KeepEntries = Annotated[
+    int,
+    _flag("keep-entries", "Of so many newest entries of the log, champion and anchor stay."),
+]
+LeftoversAfter = Annotated[
+    str, _flag("leftovers-after", "Age of incomplete runs that go, such as 7d or 12h.")
+]
+Yes = Annotated[bool, _flag("yes", "Do it; without, only what would be done is shown.")]
+
+# Of verify.
+Proved = Annotated[
+    str, typer.Argument(metavar="RUN", help="'champion', or the name of a complete run.")
+]

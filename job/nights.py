@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -216,6 +217,68 @@ def unhold(
         champions.Log(parse(output, "--output")),
         lambda log: champions.releasing(log.needed(), _given(reason)),
     )
+
+
+@app.command()
+def prune(
+    output: flags.Output = RunConfig.output,
+    keep: flags.Keep = 30,
+    keep_entries: flags.KeepEntries = 10,
+    leftovers_after: flags.LeftoversAfter = "7d",
+    yes: flags.Yes = False,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Remove old runs, but none that the log of champions names; without --yes only show them."""
+    console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import pruning  # noqa: PLC0415
+
+    rules = pruning.Rules(
+        keep=keep,
+        keep_entries=keep_entries,
+        leftovers_after_seconds=parse_duration(leftovers_after, "--leftovers-after"),
+    )
+    place = parse(output, "--output")
+    fates = pruning.plan(place, rules, datetime.now(UTC))
+    if fates:
+        console.say(pruning.table(fates))
+    if not yes:
+        console.say(f"{pruning.summary(fates)}: nothing was removed, give --yes to do it")
+        return
+    removed = 0
+    for fate in fates:
+        if not fate.goes and fate.found.state != "half removed":
+            continue
+        stays = pruning.remove(place, fate, rules)
+        removed += stays is None
+        run = fate.found.run
+        console.say(f"removed {run}" if stays is None else f"kept {run}: {stays}")
+    console.say(f"{removed} of {len(fates)} runs were removed")
+
+
+@app.command()
+def verify(
+    run: flags.Proved,
+    output: flags.Output = RunConfig.output,
+    data: flags.RunData = None,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Train a run again from its record, and see that the same bytes come of it."""
+    progress = console.progress_aside(storage_timeout, anonymous)
+    from job.nightly import champions, proof  # noqa: PLC0415
+
+    place = parse(output, "--output")
+    if run == champions.FOLDER:  # which no run may be called
+        log = champions.Log(place)
+        entry = log.needed()
+        record = proof.Record.of_run(place, entry.champion.run)
+        proof.check_named(record, entry.champion, log.place(entry.number))
+    else:
+        record = proof.Record.of_run(place, check_run_id(run))
+    preemption = Preemption()
+    preemption.install()
+    console.say(str(proof.prove(record, data, preemption, progress)))
 
 
 def _append(log: Any, entry_for: Callable[[Any], Any]) -> None:

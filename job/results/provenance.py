@@ -56,6 +56,12 @@ def in_force(facts: dict[str, Any], devices: "Devices", threads: list[int]) -> d
     }
 
 
+def forces(environment: dict[str, Any]) -> dict[str, Any]:
+    """Return what `in_force` was, by the environment or an attempt in a run's metrics."""
+    names = (*_DECIDES, "strategy", "replicas", "devices", "threads")
+    return {name: environment.get(name) for name in names}
+
+
 def changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
     """Return [value before, value now] of all in force that changed; None where nobody knows."""
     return {

@@ -9,6 +9,7 @@ with it.
     <run>/checkpoints/          see job/training/checkpoint.py
     <run>/model_weights.h5, model.keras
     <run>/metrics.json
+    <run>/pruned.json          only while the run is being removed: see job/nightly/pruning.py
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from job.storage import Place
 
 MAX_JSON_BYTES = 64 * storage.MEBIBYTE  # a confusion matrix of 1,000 classes has 8 MiB
 METRICS = "metrics.json"  # in the folder of a run, beside all that it names
+PRUNED = "pruned.json"  # there while `prune` takes the run away
 _MAX_ATTEMPTS = 9_999
 _MAX_RECORDS = 100
 
@@ -49,6 +51,11 @@ class RunFolder:
     def metrics(self) -> Place:
         """What is written last."""
         return self.place / METRICS
+
+    @property
+    def tombstone(self) -> Place:
+        """What is written first, and removed last, when the run is removed."""
+        return self.place / PRUNED
 
     @property
     def weights(self) -> Place:
@@ -77,9 +84,11 @@ class RunFolder:
         """Return the run's metrics if it is complete already, else None.
 
         Raises:
-            ConflictError: the run is complete, but was made with another config.
+            ConflictError: the run is being removed; or it is complete, but was made with another
+                config.
             DataError: its metrics can't be understood, or what they name isn't there.
         """
+        self.check_kept()
         if not storage.exists(self.metrics):
             return None
         document = read_json(self.metrics)
@@ -110,7 +119,7 @@ class RunFolder:
             facts: who begins, when, with which versions.
 
         Raises:
-            ConflictError: the run was begun with another config or other data.
+            ConflictError: the run was begun with another config or other data, or is being removed.
             OutputError: the output can't be written.
         """
         record = {
@@ -134,10 +143,23 @@ class RunFolder:
                     ) from None
                 number = self._first_free(number + 1)
             else:
+                self.check_kept()  # after the claim: so either this sees a removal, or it this
                 return number
         raise ConflictError(
             f"{self.place} was begun {_MAX_ATTEMPTS:,} times: choose another --run-id"
         )
+
+    def check_kept(self) -> None:
+        """See that nobody has begun to remove the run.
+
+        Raises:
+            ConflictError: somebody has.
+        """
+        if storage.exists(self.tombstone):
+            raise ConflictError(
+                f"{self.place} is being removed, as {PRUNED} in it says: let `mnist-job prune "
+                "--yes` end that first, or choose another --run-id"
+            )
 
     def records_before(self, number: int) -> list[dict[str, Any]]:
         """Return the records of the attempts before, of which the newest 99 are told.

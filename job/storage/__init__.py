@@ -19,12 +19,14 @@ from job.storage.verbs import (
     configure,
     create,
     exists,
+    folders,
     hurry,
     is_folder,
     mapped,
     names,
     read,
     remove,
+    remove_folder,
 )
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "configure",
     "create",
     "exists",
+    "folders",
     "hurry",
     "is_folder",
     "mapped",
@@ -41,4 +44,5 @@ __all__ = [
     "parse",
     "read",
     "remove",
+    "remove_folder",
 ]

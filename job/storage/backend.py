@@ -52,6 +52,13 @@ class Backend(Protocol):
             OutputError: that can't be seen, which is not to say that there is nothing.
         """
 
+    def folders(self, place: Place) -> list[str]:
+        """Return those of `names` that are folders; a link to one, which leads elsewhere, is none.
+
+        Raises:
+            OutputError: that can't be seen, which is not to say that there is nothing.
+        """
+
     def create(self, place: Place, data: bytes) -> None:
         """Write `data` as a new object, whole or not at all, and kept when this returns.
 
@@ -65,6 +72,15 @@ class Backend(Protocol):
 
     def remove(self, place: Place) -> None:
         """Remove the object; that it is gone already is success.
+
+        Raises:
+            OutputError: it can't be removed.
+        """
+
+    def remove_folder(self, place: Place) -> None:
+        """Remove the folder if no object is left in it; in a store, which has none, do nothing.
+
+        Only for a folder that nobody writes in any more: what is half written there is lost.
 
         Raises:
             OutputError: it can't be removed.

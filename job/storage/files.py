@@ -82,6 +82,16 @@ class Files:
             return sorted(entry.name for entry in found if not is_temporary(entry.name))
         return []
 
+    def folders(self, place: Place) -> list[str]:
+        """Return the names of folders; who removes what is in them must not follow a link."""
+        with (
+            _explained("list", place),
+            suppress(FileNotFoundError),
+            os.scandir(place.path) as found,
+        ):
+            return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
+        return []
+
     def create(self, place: Place, data: bytes) -> None:
         """Write a file, on disk when this returns, and make the folders above it."""
         path = place.path
@@ -106,6 +116,16 @@ class Files:
         """Remove the file; its folder stays."""
         with _explained("remove", place):
             place.path.unlink(missing_ok=True)
+
+    def remove_folder(self, place: Place) -> None:
+        """Remove the folder, and temporary files in it: names that nothing shows would keep it."""
+        with _explained("remove", place), suppress(FileNotFoundError):
+            left = list(place.path.iterdir())
+            if all(is_temporary(path.name) for path in left):
+                for path in left:
+                    path.unlink(missing_ok=True)
+                place.path.rmdir()
+                self._devices.pop(place.path.absolute(), None)  # gone on purpose: it may come again
 
     def close(self) -> None:
         """Do nothing: no file is left open."""

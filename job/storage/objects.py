@@ -82,6 +82,15 @@ class Objects:
 
     def names(self, place: Place) -> list[str]:
         """Return the names of objects, and of what has objects below it."""
+        return sorted({name.rstrip("/") for name in self._listed(place)} - {""})
+
+    def folders(self, place: Place) -> list[str]:
+        """Return the names of what has objects below it."""
+        listed = self._listed(place)
+        return sorted({name.rstrip("/") for name in listed if name.endswith("/")} - {""})
+
+    def _listed(self, place: Place) -> set[str]:
+        """Return the names in the folder, of what has objects below it with a slash at the end."""
         keys: set[str] = set()
         marks: list[str | None] = [None]
         while len(marks) <= _MAX_PAGES:
@@ -92,7 +101,7 @@ class Objects:
             keys.update(page.keys)
             if page.next is None:
                 prefix = f"{place.key}/"
-                return sorted({key.removeprefix(prefix).rstrip("/") for key in keys} - {""})
+                return {key.removeprefix(prefix) for key in keys}
             marks.append(page.next)
         raise OutputError(f"{place} holds over {_MAX_PAGES * _PAGE:,} names: give another folder")
 
@@ -111,6 +120,9 @@ class Objects:
         with self._operation(place, "removing") as operation:
             delete = partial(self._connection().delete, place.bucket, place.key)
             operation.request(delete, f"DELETE {place}")
+
+    def remove_folder(self, place: Place) -> None:
+        """Do nothing: a folder is there as long as objects are."""
 
     def close(self) -> None:
         """Close the connection."""

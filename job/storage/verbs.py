@@ -75,6 +75,11 @@ def names(place: Place) -> list[str]:
     return _backend(place).names(place)
 
 
+def folders(place: Place) -> list[str]:
+    """Return the names of the folders directly in the folder `place`; see `Backend.folders`."""
+    return _backend(place).folders(place)
+
+
 def create(place: Place, data: bytes) -> None:
     """Write `data` as a new object, never over another; see `Backend.create`."""
     _backend(place).create(place, data)
@@ -83,6 +88,11 @@ def create(place: Place, data: bytes) -> None:
 def remove(place: Place) -> None:
     """Remove the object at `place`; see `Backend.remove`."""
     _backend(place).remove(place)
+
+
+def remove_folder(place: Place) -> None:
+    """Remove the folder `place` if no object is in it; see `Backend.remove_folder`."""
+    _backend(place).remove_folder(place)
 
 
 def _backend(place: Place) -> Backend:

@@ -226,6 +226,28 @@ def test_an_output_that_cannot_be_written_is_found_out_first(config: RunConfig) 
         claim(config, FINGERPRINT, CLUSTER, "10:00")
 
 
+def test_a_run_that_is_being_removed_is_not_begun(config: RunConfig) -> None:
+    put_metrics(config, b"{}")
+    storage.create(RunFolder(config.place).tombstone, b"{}")
+    with pytest.raises(ConflictError, match=r"r1 is being removed, as pruned\.json in it says"):
+        finished(config)
+
+
+def test_a_removal_that_was_faster_than_the_claim_is_seen(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, create = RunFolder(config.place), storage.create
+    assert finished(config) is None
+
+    def meanwhile(place: Place, data: bytes) -> None:
+        create(folder.tombstone, b"{}")
+        create(place, data)
+
+    monkeypatch.setattr(storage, "create", meanwhile)
+    with pytest.raises(ConflictError, match="is being removed"):
+        claim(config, FINGERPRINT, CLUSTER, "10:00")
+
+
 # --- a finished run -------------------------------------------------------------------------
 
 

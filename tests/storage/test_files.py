@@ -144,8 +144,10 @@ VERBS: dict[str, Callable[[Place], object]] = {
     "exists": storage.exists,
     "is_folder": storage.is_folder,
     "names": storage.names,
+    "folders": storage.folders,
     "create": lambda place: storage.create(place, b"x"),
     "remove": storage.remove,
+    "remove_folder": storage.remove_folder,
 }
 
 
@@ -165,7 +167,7 @@ def test_a_path_that_no_file_can_have_is_a_mistake_of_its_user(
 
 def test_a_link_to_itself_is_one_as_well(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    for verb in ("read", "is_folder", "names"):
+    for verb in ("read", "is_folder", "names", "folders"):
         with pytest.raises(UsageError, match="/loop: too many levels"):
             VERBS[verb](parse(str(tmp_path / "loop")))
 
@@ -204,6 +206,8 @@ def test_a_device_that_fails_is_no_missing_input_whatever_is_asked(
         ("read", MissingInputError),
         ("exists", MissingInputError),
         ("names", OutputError),
+        ("folders", OutputError),
+        ("remove_folder", OutputError),
         ("create", OutputError),
         ("remove", OutputError),
     ],
@@ -287,6 +291,38 @@ def test_removing_is_done_also_if_it_was_done(tmp_path: Path) -> None:
     for _ in range(2):
         storage.remove(parse(str(tmp_path / "object")))
     assert left_in(tmp_path) == []
+
+
+def test_a_link_to_a_folder_is_none_of_the_folders(tmp_path: Path) -> None:
+    """What is removed through it would be missing elsewhere."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    assert storage.folders(parse(str(tmp_path))) == ["folder"]
+    assert storage.folders(parse(str(tmp_path / "nothing"))) == []
+    with pytest.raises(OutputError, match=r"cannot list .*/file: not a directory"):
+        storage.folders(parse(str(tmp_path / "file")))
+
+
+def test_a_folder_goes_with_what_killed_writers_left_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / temporary_name()).touch()
+    (folder / "object").touch()
+    storage.remove_folder(parse(str(folder)))
+    assert len(left_in(folder)) == 2  # a writer may still be there
+    (folder / "object").unlink()
+    for _ in range(2):
+        storage.remove_folder(parse(str(folder)))
+    assert left_in(tmp_path) == []
+    storage.create(parse(str(folder / "object")), b"x")
+    storage.remove(parse(str(folder / "object")))
+    storage.remove_folder(parse(str(folder)))
+    storage.create(parse(str(folder / "object")), b"it was taken away on purpose")
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot remove .*/file: not a directory"):
+        storage.remove_folder(parse(str(tmp_path / "file")))
 
 
 def test_is_folder(tmp_path: Path) -> None:
@@ -436,6 +472,7 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
     for number in range(10):
         storage.create(parse(str(tmp_path / f"{number}/object")), b"content")
         storage.read(parse(str(tmp_path / f"{number}/object")), 10)
+        storage.folders(parse(str(tmp_path)))
         storage.names(parse(str(tmp_path)))
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 

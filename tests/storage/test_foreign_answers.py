@@ -48,12 +48,13 @@ def configured(timeout_seconds: float) -> list[dict[str, Any]]:
 
 
 def verbs_on(place: Place) -> dict[str, Callable[[], object]]:
-    """Return what is asked of a folder with the object `old` in it, by the request it makes."""
+    """Return what is asked of a folder with `old` and `folder/object` in it, by the request."""
     return {
         "PUT": lambda: storage.create(place / "new", b"new content"),
         "GET": lambda: (storage.read(place / "old", 100), storage.exists(place / "old")),
         "GET of nothing": lambda: storage.exists(place / "nothing"),
         "LIST": lambda: storage.names(place),
+        "LIST of folders": lambda: storage.folders(place),
     }
 
 
@@ -72,6 +73,7 @@ def test_what_is_not_the_stores_is_asked_again(
     faulty: faults.Proxy, place: Place, retries: list[dict[str, Any]], fault: str
 ) -> None:
     storage.create(place / "old", b"content")
+    storage.create(place / "folder/object", b"content")
     found = {}
     for name, ask in those_that(fault, place).items():
         faulty.clear()
@@ -84,7 +86,8 @@ def test_what_is_not_the_stores_is_asked_again(
         "PUT": None,
         "GET": (b"content", True),
         "GET of nothing": False,
-        "LIST": ["new", "old"] if "PUT" in found else ["old"],
+        "LIST": ["folder", *(["new"] if "PUT" in found else []), "old"],
+        "LIST of folders": ["folder"],
     }
     assert found == {name: wanted[name] for name in found}
     if "PUT" in found:
@@ -145,7 +148,7 @@ def test_a_page_that_lets_nobody_through_is_a_refusal(faulty: faults.Proxy, plac
         assert len(faulty.requests) == 1
 
 
-@pytest.mark.parametrize("verb", ["names", "is_folder"])
+@pytest.mark.parametrize("verb", ["names", "folders", "is_folder"])
 def test_a_listing_that_never_moves_on_ends(faulty: faults.Proxy, place: Place, verb: str) -> None:
     storage.create(place / "old", b"content")
     faulty.clear()
@@ -154,7 +157,7 @@ def test_a_listing_that_never_moves_on_ends(faulty: faults.Proxy, place: Place, 
         assert storage.is_folder(place)
     else:
         with pytest.raises(TemporaryError, match=str(place)):
-            storage.names(place)
+            getattr(storage, verb)(place)
     assert len(faulty.requests) < faults.CIRCLES
 
 

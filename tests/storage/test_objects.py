@@ -33,6 +33,7 @@ METHODS = {
     "exists": "GET",
     "is_folder": "GET",
     "names": "LIST",
+    "folders": "LIST",
     "create": "PUT",
     "remove": "DELETE",
 }
@@ -42,6 +43,7 @@ VERBS: dict[str, tuple[Any, ...]] = {
     "exists": (),
     "is_folder": (),
     "names": (),
+    "folders": (),
     "create": (b"content",),
     "remove": (),
 }
@@ -149,7 +151,8 @@ def test_a_fault_that_passes_is_waited_out(
     retries.clear()  # on a busy machine the store may have been slow before
     faulty.spoil(fault, first=0)
     found = getattr(storage, verb)(place / "object", *VERBS[verb])
-    assert found == {"read": b"content", "exists": True, "is_folder": False, "names": []}.get(verb)
+    answers = {"read": b"content", "exists": True, "is_folder": False, "names": [], "folders": []}
+    assert found == answers.get(verb)
     if verb == "create":
         assert storage.read(place / "object", 100) == b"content"
         assert faulty.requests.pop().method == "GET"
@@ -257,6 +260,8 @@ def test_a_bucket_that_is_not_there(
         storage.read(uri, 10)
     with pytest.raises(MissingInputError, match="no bucket 'no-such-bucket'"):
         storage.names(uri)
+    with pytest.raises(MissingInputError, match="no bucket 'no-such-bucket'"):
+        storage.folders(uri)
     with pytest.raises(UsageError, match="no bucket 'no-such-bucket'"):
         storage.create(uri, b"x")
     assert not storage.exists(uri)  # it wasn't made either
