@@ -197,13 +197,19 @@ def state(output: Place) -> dict[str, Any]:
             found[f"{folder}/{name}"] = _lasting(document)
     for name, document in list(found.items()):
         run = document.get("run") if name.startswith("nights/") else None
-        for file in storage.names(output / run) if run else ():
+        for file in files_in(output / run) if run else ():
             if file != "metrics.json":
                 found[f"{run}/{file}"] = storage.read(output / run / file, 2**26)
             else:
                 metrics = json.loads(storage.read(output / run / file, 2**24))
                 found[f"{run}/{file}"] = metrics["artifacts"], metrics["test"]
     return found
+
+
+def files_in(folder: Place) -> list[str]:
+    """Return the names of the files directly in a folder."""
+    folders = storage.folders(folder)
+    return [name for name in storage.names(folder) if name not in folders]
 
 
 def _lasting(value: Any) -> Any:
@@ -225,7 +231,7 @@ def _copy(source_root: str, target: str) -> None:
     shards = [f"shards/{name}" for name in storage.folders(source_place / "shards")]
     runs = [run, f"{run}/attempts", f"{run}/checkpoints"]
     for folder in ("champion", "nights", "gates", *shards, *runs):
-        for name in storage.names(source_place / folder):
+        for name in files_in(source_place / folder):
             content = storage.read(source_place / folder / name, 2**28)
             storage.create(target_place / folder / name, content)
 
@@ -267,8 +273,10 @@ def races(folder: Path, rounds: int) -> int:
                 told = {"output": str(output), "night": f"racer-{index}", "seed": index}
                 racer.stdin.write(json.dumps(told) + "\n")
                 racer.stdin.flush()
-            codes = [_code(racer) for racer in racers]
-            seen = consistent(output, codes)
+            codes, overtaken = zip(*map(_end, racers), strict=True)
+            seen = consistent(output, list(codes)) + (
+                ", at the same moment" if any(overtaken) else ", one after the other"
+            )
             ends[seen] += 1
             if not seen.startswith("one log"):
                 wrong += 1
@@ -287,10 +295,13 @@ def _night_with(output: str, data: Path, night: str, more: list[str]) -> int:
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 
-def _code(racer: "subprocess.Popen[str]") -> int:
+def _end(racer: "subprocess.Popen[str]") -> tuple[int, bool]:
+    """Return how a racer's night ended, and whether it lost the race for an entry of the log."""
+    overtaken = False
     while line := racer.stdout.readline():
+        overtaken |= '"event": "overtaken"' in line
         if line.startswith("raced "):
-            return int(line.split()[1])
+            return int(line.split()[1]), overtaken
     raise RuntimeError("a racer has ended")
 
 
