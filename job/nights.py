@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.storage import Settings, parse
 from job.workers.cluster import Cluster
+
+if TYPE_CHECKING:
+    from job.nightly import champions
 
 HURRY_SECONDS = 15.0  # for what is under way when a signal comes; cli.py tells of the rest
 _MOST_RACES = 20
@@ -180,7 +183,9 @@ def rollback(
 
     def entry(log: champions.Log) -> champions.Entry:
         log.needed()
-        return champions.rollback(log.entries(), to, _given(reason))
+        back = champions.rollback(log.entries(), to, _given(reason))
+        champions.published(log.output, back.champion.run)  # it may have been pruned
+        return back
 
     _append(champions.Log(parse(output, "--output")), entry)
 
@@ -281,13 +286,17 @@ def verify(
     console.say(str(proof.prove(record, data, preemption, progress)))
 
 
-def _append(log: Any, entry_for: Callable[[Any], Any]) -> None:
+def _append(
+    log: "champions.Log", entry_for: Callable[["champions.Log"], "champions.Entry"]
+) -> None:
     """Append what `entry_for` makes of the log as it is; of what it is now, if others wrote too."""
+    from job.nightly import champions  # noqa: PLC0415
+
     for _ in range(_MOST_RACES):
         entry = entry_for(log)
         try:
             log.append(entry)
-        except ConflictError:
+        except champions.OvertakenError:
             continue
         console.say(f"{log.place(entry.number)}: {entry.act}; the champion is {entry.champion.run}")
         return

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from job import storage
 from job.config import check_run_id
-from job.errors import DataError, MissingInputError, UsageError
+from job.errors import ConflictError, DataError, MissingInputError, UsageError
 from job.results import publishing
 from job.results.inference import MAX_WEIGHTS_BYTES
 from job.results.publishing import RunFolder
@@ -129,6 +129,10 @@ class Entry:
         return max(0.0, (now - datetime.fromisoformat(self.since)).total_seconds())
 
 
+class OvertakenError(ConflictError):
+    """Another writer has appended an entry of the same number."""
+
+
 class Log:
     """The log of champions below an output."""
 
@@ -184,9 +188,14 @@ class Log:
         """Write `entry` as the newest.
 
         Raises:
-            ConflictError: another one of that number was there first: read again and decide anew.
+            OvertakenError: another one of that number was there first: read again, decide anew.
+            ConflictError: the run of its champion is being removed.
         """
-        storage.create(self.place(entry.number), publishing.to_json(document(entry)))
+        RunFolder(self.output / entry.champion.run).check_kept()
+        try:
+            storage.create(self.place(entry.number), publishing.to_json(document(entry)))
+        except ConflictError as error:
+            raise OvertakenError(str(error)) from error
 
     def place(self, number: int) -> Place:
         """Say where the entry of that number lies."""
@@ -267,6 +276,7 @@ def published(output: Place, run: str) -> Model:
         DataError: its weights are not what it published.
     """
     folder = RunFolder(output / check_run_id(run))
+    folder.check_kept()
     if not storage.exists(folder.metrics):
         raise MissingInputError(
             f"{folder.place} is no complete run: it has no {folder.metrics.name}"

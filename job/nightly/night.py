@@ -298,7 +298,8 @@ def _findings(
     allowed = desk.plan.leak_allow
     if entry is None or champion is None:
         return guard.leaks(dataset, allowed)  # there is nothing to compare with
-    new = [part.name for part in seen.new(parts) if part.name in dataset.held_out]
+    # Those to test with as well: flipped labels there would bend the gate.
+    new = [part.name for part in seen.new(parts) if part.name in dataset.segments]
     card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
 
     def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
@@ -321,7 +322,8 @@ def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:
     """Return the card of what is trained on but for new shards: of a champion that has none."""
     known = np.ones(len(dataset.x_train), np.bool_)
     for name in new:
-        known[dataset.segments[name]] = False
+        if name in dataset.held_out:  # one to train on
+            known[dataset.segments[name]] = False
     return Card.of(dataset.x_train[known], dataset.y_train[known], dataset.classes)
 
 
@@ -574,7 +576,7 @@ def _append(desk: _Desk, judged: _Judged, entry: Entry | None, told: dict[str, A
     )
     try:
         desk.log.append(new)
-    except ConflictError:
+    except champions.OvertakenError:
         return False
     desk.progress.event("promoted", number=new.number, run=new.champion.run)
     return True

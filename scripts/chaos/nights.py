@@ -38,11 +38,12 @@ from job import storage
 from job.cli import main as mnist_job
 from job.config import EMBEDDED
 from job.data import source
-from job.nightly import servable
+from job.nightly import champions, servable
 from job.storage import Place, parse, verbs
 
 FLAGS = ("--epochs", "1", "--batch-size", "64", "--gate-minimum", "0.1", "--log", "json")
 MOST_WRITES = 60
+MEETING_SECONDS = 20.0  # for one racer to wait for the other, which may be refused
 # What may differ between a night and the same night begun twice: clocks, processes, attempts.
 _PASSING = {"time", "began", "ended", "since", "who", "age_seconds", "champion_age_seconds"}
 
@@ -269,8 +270,12 @@ def races(folder: Path, rounds: int) -> int:
         for number in range(rounds):
             output = folder / f"race-{number}"
             shutil.copytree(template, output, copy_function=os.link)
+            meeting = folder / f"meeting-{number}"
+            meeting.mkdir()
             for index, racer in enumerate(racers, start=1):
                 told = {"output": str(output), "night": f"racer-{index}", "seed": index}
+                if number % 4:  # a quarter run as they come, which is mostly one after the other
+                    told["meeting"] = str(meeting)
                 racer.stdin.write(json.dumps(told) + "\n")
                 racer.stdin.flush()
             codes, overtaken = zip(*map(_end, racers), strict=True)
@@ -308,9 +313,22 @@ def _end(racer: "subprocess.Popen[str]") -> tuple[int, bool]:
 def _racer(data: Path) -> int:
     """Run a night for each line of standard input."""
     servable.check = lambda *_: None  # it takes seconds, and is no part of the race
+    append, told = champions.Log.append, dict[str, Any]()
+
+    def together(log: champions.Log, entry: champions.Entry) -> None:
+        """Append, but the first time of a race only when both are about to."""
+        if (meeting := told.pop("meeting", None)) is not None:
+            Path(meeting, told["night"]).touch()
+            ends = time.monotonic() + MEETING_SECONDS
+            while len(list(Path(meeting).iterdir())) < 2 and time.monotonic() < ends:
+                time.sleep(0.001)
+        append(log, entry)
+
+    champions.Log.append = together
     for line in sys.stdin:
-        told = json.loads(line)
+        told.update(json.loads(line))
         flags = ["--data", str(data), "--output", told["output"], "--night", told["night"], *FLAGS]
+        flags += ["--gate-alpha", "0.0001"]  # so that both may be promoted, one after the other
         code = mnist_job(["retrain", *flags, "--seed", str(told["seed"])])
         print("raced", code, flush=True)
     return 0

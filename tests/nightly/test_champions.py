@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.errors import ConflictError, DataError, MissingInputError, UsageError
+from job.errors import DataError, MissingInputError, UsageError
 from job.nightly import champions, history
 from job.nightly.champions import Entry, Log, Model
 from job.storage import Place, parse
@@ -124,7 +124,7 @@ def test_of_two_that_append_the_same_number_one_wins(log):
     first, second = chain(model("a"))[0], chain(model("b"))[0]
     log.append(first)
     log.append(first)  # a lost reply, and the same writer again
-    with pytest.raises(ConflictError):
+    with pytest.raises(champions.OvertakenError):
         log.append(second)
     assert log.newest().champion.run == "run-a"
 
@@ -139,7 +139,7 @@ def test_racing_writers_make_one_log(log):
             entry = champions.promotion(former, model(name), former.anchor, why=name)
             try:
                 log.append(entry)
-            except ConflictError:
+            except champions.OvertakenError:
                 lost += 1
             else:
                 return lost
