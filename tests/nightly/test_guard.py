@@ -296,11 +296,11 @@ def put(folder: Path, name: str, images: np.ndarray, labels: np.ndarray) -> None
 
 
 def test_good_data_are_shown_and_pass(
-    command: Callable[..., Finished], mnist: Dataset, tmp_path: Path
+    command: Callable[..., Finished], mnist: Dataset, small_mnist: str, tmp_path: Path
 ) -> None:
     put(tmp_path, "train-a.npz", mnist.x_test[:700] ^ 1, mnist.y_test[:700])
     put(tmp_path, "test-a.npz", mnist.x_test[700:] ^ 1, mnist.y_test[700:])
-    done = command("data", "check", tmp_path, "--base", "mnist")
+    done = command("data", "check", tmp_path, "--base", small_mnist)
     assert done.code == 0, done.err
     assert done.err == ""
     head, base, train, test = done.out.splitlines()
@@ -312,7 +312,7 @@ def test_good_data_are_shown_and_pass(
         "labels",
         *(["pixel", "mean", "pixel", "deviation", "leaks"]),
     ]
-    assert base.split()[:3] == [guard.BASE, "60,000", "0"]
+    assert base.split()[:3] == [guard.BASE, "2,000", "0"]
     assert train.split()[:2] == ["train-a.npz", "700"]
     assert 40 < int(train.split()[2]) < 100
     assert test.split()[:3] == ["test-a.npz", "9,300", "0"]
@@ -320,12 +320,12 @@ def test_good_data_are_shown_and_pass(
 
 
 def test_bad_data_are_shown_and_refused(
-    command: Callable[..., Finished], mnist: Dataset, tmp_path: Path
+    command: Callable[..., Finished], mnist: Dataset, small_mnist: str, tmp_path: Path
 ) -> None:
     put(tmp_path, "train-a.npz", 255 - mnist.x_train[:700], mnist.y_train[:700])
     put(tmp_path, "train-b.npz", mnist.x_test[:20], mnist.y_test[:20])
     (tmp_path / "train-c.npz").write_bytes(b"PK half")
-    words = ["data", "check", tmp_path, "--base", "mnist"]
+    words = ["data", "check", tmp_path, "--base", small_mnist]
     refused = command(*words)
     assert (refused.code, refused.out) == (65, "")
     assert "train-c.npz" in refused.err
@@ -340,7 +340,7 @@ def test_bad_data_are_shown_and_refused(
     digests = {word.strip("(),") for word in told.split() if len(word.strip("(),")) == 32}
     assert len(digests) == 3  # the first of them
     assert command(*words, "--accept-drift", "train-a.npz").code == 65
-    dataset = source.load(DataSource(parse(str(tmp_path)), EMBEDDED), skip_bad=True)
+    dataset = source.load(DataSource(parse(str(tmp_path)), parse(small_mnist)), skip_bad=True)
     [leak] = guard.leaks(dataset)
     allow = [word for digest in leak.digests for word in ("--leak-allow", digest)]
     assert command(*words, *allow).code == 65
@@ -348,7 +348,7 @@ def test_bad_data_are_shown_and_refused(
 
 
 def test_with_an_output_its_champions_data_are_the_measure(
-    command: Callable[..., Finished], mnist: Dataset, tmp_path: Path
+    command: Callable[..., Finished], mnist: Dataset, small_mnist: str, tmp_path: Path
 ) -> None:
     from job.nightly import champions
 
@@ -360,7 +360,7 @@ def test_with_an_output_its_champions_data_are_the_measure(
     data = tmp_path / "data"
     data.mkdir()
     put(data, "train-a.npz", 255 - mnist.x_test[:700], mnist.y_test[:700])
-    words = ["data", "check", data, "--base", "mnist", "--output", output]
+    words = ["data", "check", data, "--base", small_mnist, "--output", output]
     refused = command(*words)
     assert refused.code == 65
     assert f"{guard.BASE}: the pixel mean" in refused.err
