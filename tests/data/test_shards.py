@@ -440,6 +440,7 @@ def test_a_look_tells_any_change(tmp_path: Path) -> None:
         yield folder(path, {"train-c.npz": TRAIN})  # the bytes of another one
         yield (path / "train-c.npz").rename(path / "train-d.npz")
         yield (path / "train-d.npz").write_bytes(npz(TRAIN) + b"\0")
+        yield (path / "train-d.npz").write_bytes(npz(TRAIN) + b"\1")  # as long as before
         yield (path / "test-a.npz").unlink()
         yield (path / "base.npz").write_bytes(npz(small_set((12, 9), 4)))
 
