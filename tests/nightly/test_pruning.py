@@ -199,7 +199,9 @@ def test_what_is_not_understood_stays(local: Place, path: str, content: bytes) -
     storage.create(local / f"run/{path}", content)
     [fate] = plan(local)
     assert (fate.goes, fate.found.state) == (False, "unknown")
-    assert "can't be understood" in fate.why
+    assert fate.why.startswith("its records can't be understood")
+    promote(local, "run")
+    assert why(plan(local), "run").startswith("champion in entry 1 of the log; its records can't")
 
 
 def test_a_run_that_somebody_moved_stays(local: Place) -> None:
@@ -388,6 +390,8 @@ def test_a_run_that_was_half_removed_and_is_named_now_stays_and_can_be_trained(
     broken_off(local, after)
     left = everything(local / "old")
     promote(local, "old")
+    shown = command("prune", "--output", local, "--keep", 1)
+    assert "its removal was begun, and will be taken back" in shown.out
     done = command("prune", "--output", local, "--keep", 1, "--yes")
     assert "kept old: champion in entry 1 of the log" in done.out
     del left["pruned.json"]
