@@ -213,3 +213,6 @@ Yes = Annotated[bool, _flag("yes", "Do it; without, only what would be done is s
 Proved = Annotated[
     str, typer.Argument(metavar="RUN", help="'champion', or the name of a complete run.")
 ]
+ProvedData = Annotated[
+    str | None, _flag("data", "Where the run's data lie now. [default: where they lay]")
+]

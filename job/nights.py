@@ -265,7 +265,7 @@ def prune(
 def verify(
     run: flags.Proved,
     output: flags.Output = RunConfig.output,
-    data: flags.RunData = None,
+    data: flags.ProvedData = None,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:

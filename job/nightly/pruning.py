@@ -224,8 +224,12 @@ def _why_it_stays(
 ) -> str | None:
     """Return why a run stays, or None if it goes."""
     if named is not None:
-        cure = "" if found.state == "complete" else "; it is not complete: train it again"
-        return f"{named}{cure}"
+        also = {
+            "incomplete": "; it is not complete: train it again",
+            "half removed": "; its removal was begun, and will be taken back",
+            "unknown": f"; {found.doubt}",
+        }
+        return named + also.get(found.state, "")
     if found.since is None:
         return found.doubt
     age = (now - found.since).total_seconds()

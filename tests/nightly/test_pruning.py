@@ -199,7 +199,9 @@ def test_what_is_not_understood_stays(local: Place, path: str, content: bytes) -
     storage.create(local / f"run/{path}", content)
     [fate] = plan(local)
     assert (fate.goes, fate.found.state) == (False, "unknown")
-    assert "can't be understood" in fate.why
+    assert fate.why.startswith("its records can't be understood")
+    promote(local, "run")
+    assert why(plan(local), "run").startswith("champion in entry 1 of the log; its records can't")
 
 
 def test_a_run_that_somebody_moved_stays(local: Place) -> None:
@@ -338,86 +340,6 @@ def test_pruning_imports_no_tensorflow(local: Place) -> None:
 
 # --- a removal that is broken off -----------------------------------------------------------------
 
-# Prunes as often as it is asked, each time in a process that kills itself before its n-th change.
-KILLER = """
-import os, signal, sys
-from job import cli, storage
-from job.nightly import pruning
-from job.storage import gcs, objects, retrying, s3
-
-def dying(verb):
-    def counted(*arguments):
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-        return verb(*arguments)
-    return counted
-
-print("ready", flush=True)
-for line in sys.stdin:
-    output, changes = line.split()
-    child = os.fork()
-    if not child:
-        left = [int(changes)]
-        os.dup2(2, 1)
-        for name in ("create", "remove", "remove_folder"):
-            setattr(storage, name, dying(getattr(storage, name)))
-        os._exit(cli.main(["prune", "--output", output, "--keep", "1", "--yes"]))
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@contextmanager
-def killer() -> Iterator[Callable[[Place, int], int]]:
-    """Give a function that prunes, is killed before so many changes, and returns the exit code."""
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        bufsize=1,
-    ) as process:
-        assert process.stdin
-        assert process.stdout
-        reader, writer = process.stdout, process.stdin
-        assert reader.readline() == "ready\n"
-
-        def prune(output: Place, changes: int) -> int:
-            writer.write(f"{output} {changes}\n")
-            return int(reader.readline())
-
-        yield prune
-        writer.close()
-
-
-def test_killed_before_any_change_it_goes_on(output: Place, command: Command) -> None:
-    changes, killed = 0, True
-    with killer() as prune:
-        while killed:
-            here = output / f"{changes}"
-            complete(here, "old", 9 * DAY)
-            complete(here, "new", DAY)
-            storage.create(here / "champion/note", b"x")
-            kept = {p: data for p, data in everything(here).items() if not p.startswith("old/")}
-            code = prune(here, changes)
-            killed = code == -9
-            assert killed or code == 0
-            left = set(everything(here / "old"))
-            if killed and changes:
-                assert "pruned.json" in left or not left
-                with suppress(ConflictError):
-                    RunFolder(here / "old").check_kept()
-                    assert not left
-            if "metrics.json" in left:  # who trusts that finds all that it names
-                assert left >= {*FILES, CHECKPOINT, "attempts/0001.json"}
-            done = command("prune", "--output", here, "--keep", 1, "--yes")
-            assert done.code == 0, done.err
-            assert everything(here) == kept  # an empty folder may be left of the last moment
-            changes += 1
-    # The tombstone comes and goes; metrics, two files, a checkpoint, a record; three folders.
-    assert changes == 2 + 1 + 2 + 1 + 1 + 3 + 1
-
 
 def broken_off(output: Place, after: int) -> None:
     """Let the removal of the run `old` be broken off after so many removals."""
@@ -449,6 +371,16 @@ def test_a_run_that_was_half_removed_goes_whatever_is_kept_now(
     assert storage.names(local) == ["new"]
 
 
+def test_what_is_left_of_a_run_goes_though_it_is_not_understood(local: Place) -> None:
+    complete(local, "old", 9 * DAY)
+    complete(local, "new", DAY)
+    broken_off(local, 1)
+    (local.path / "old/attempts/0001.json").write_bytes(b"{")
+    [fate] = [fate for fate in plan(local, keep=1) if fate.goes]
+    assert pruning.remove(local, fate, Rules(keep=1)) is None
+    assert storage.names(local) == ["new"]
+
+
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_run_that_was_half_removed_and_is_named_now_stays_and_can_be_trained(
     local: Place, command: Command, after: int
@@ -458,6 +390,8 @@ def test_a_run_that_was_half_removed_and_is_named_now_stays_and_can_be_trained(
     broken_off(local, after)
     left = everything(local / "old")
     promote(local, "old")
+    shown = command("prune", "--output", local, "--keep", 1)
+    assert "its removal was begun, and will be taken back" in shown.out
     done = command("prune", "--output", local, "--keep", 1, "--yes")
     assert "kept old: champion in entry 1 of the log" in done.out
     del left["pruned.json"]
@@ -611,3 +545,91 @@ def test_a_run_that_is_being_removed_is_not_trained(
         assert "trained is being removed, as pruned.json in it says" in refused.err
         assert storage.names(output / "trained/attempts") == []
         storage.remove(output / "trained/metrics.json")
+
+
+# --- a process that is killed -------------------------------------------------------------------
+
+# Prunes as often as it is asked, each time in a process that kills itself before its n-th change.
+KILLER = """
+import os, signal, sys
+from job import cli, storage
+from job.nightly import pruning
+from job.storage import gcs, objects, retrying, s3
+
+def dying(verb):
+    def counted(*arguments):
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left[0] -= 1
+        return verb(*arguments)
+    return counted
+
+print("ready", flush=True)
+for line in sys.stdin:
+    output, changes = line.split()
+    child = os.fork()
+    if not child:
+        left = [int(changes)]
+        os.dup2(2, 1)
+        for name in ("create", "remove", "remove_folder"):
+            setattr(storage, name, dying(getattr(storage, name)))
+        os._exit(cli.main(["prune", "--output", output, "--keep", "1", "--yes"]))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@contextmanager
+def killer() -> Iterator[Callable[[Place, int], int]]:
+    """Give a function that prunes, is killed before so many changes, and returns the exit code."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        reader, writer = process.stdout, process.stdin
+        assert reader.readline() == "ready\n"
+
+        def prune(output: Place, changes: int) -> int:
+            writer.write(f"{output} {changes}\n")
+            return int(reader.readline())
+
+        yield prune
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "output",
+    ["file", *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in ("s3", "gs"))],
+    indirect=True,
+)
+def test_killed_before_any_change_it_goes_on(output: Place, command: Command) -> None:
+    changes, killed = 0, True
+    with killer() as prune:
+        while killed:
+            here = output / f"{changes}"
+            complete(here, "old", 9 * DAY)
+            complete(here, "new", DAY)
+            storage.create(here / "champion/note", b"x")
+            kept = {p: data for p, data in everything(here).items() if not p.startswith("old/")}
+            code = prune(here, changes)
+            killed = code == -9
+            assert killed or code == 0
+            left = set(everything(here / "old"))
+            if killed and changes:
+                assert "pruned.json" in left or not left
+                with suppress(ConflictError):
+                    RunFolder(here / "old").check_kept()
+                    assert not left
+            if "metrics.json" in left:  # who trusts that finds all that it names
+                assert left >= {*FILES, CHECKPOINT, "attempts/0001.json"}
+            done = command("prune", "--output", here, "--keep", 1, "--yes")
+            assert done.code == 0, done.err
+            assert everything(here) == kept  # an empty folder may be left of the last moment
+            changes += 1
+    # The tombstone comes and goes; metrics, two files, a checkpoint, a record; three folders.
+    assert changes == 2 + 1 + 2 + 1 + 1 + 3 + 1
