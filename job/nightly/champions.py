@@ -11,6 +11,7 @@ append the same number one is refused, reads again, and decides anew.
 import os
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -197,6 +198,11 @@ class Log:
         except ConflictError as error:
             raise OvertakenError(str(error)) from error
 
+    def is_kept(self, run: str) -> bool:
+        """Tell whether a run is complete, and nobody removes it."""
+        folder = RunFolder(self.output / run)
+        return storage.exists(folder.metrics) and not storage.exists(folder.tombstone)
+
     def place(self, number: int) -> Place:
         """Say where the entry of that number lies."""
         return self.folder / f"{number:06}.json"
@@ -307,13 +313,18 @@ def releasing(former: Entry, why: str) -> Entry:
     return _act(former, "unhold", why, held=None)
 
 
-def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
+def rollback(
+    entries: list[Entry], to: int | None, why: str, is_there: Callable[[str], bool] = lambda _: True
+) -> Entry:
     """Return the entry that brings an earlier champion back, and bars all that came after it.
+
+    Not barred is what a rollback that is taken back so had brought back itself: that is older.
 
     Args:
         entries: the whole log, the oldest first.
         to: number of the entry whose champion to bring back; None for the champion before.
         why: the reason that a person gives.
+        is_there: tells of a run whether it is still kept, as an anchor must be.
 
     Raises:
         UsageError: there is no such champion, or it is in force.
@@ -341,10 +352,14 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
         raise UsageError(f"{target.champion.run} of entry {target.number} is the champion already")
     back = target.champion
     known = {bar.weights_sha256 for bar in newest.barred}
+    weights = [entry.champion.weights_sha256 for entry in entries]
+    older = set(weights[: weights.index(back.weights_sha256)])
     later = {
         entry.champion.weights_sha256: entry.champion
-        for entry in entries[target.number :]
-        if entry.champion.weights_sha256 != back.weights_sha256
+        for entry in entries
+        if entry.number > target.number
+        and entry.champion.weights_sha256 != back.weights_sha256
+        and (entry.act == "promote" or entry.champion.weights_sha256 not in older)
     }
     bars = (
         *(bar for bar in newest.barred if bar.weights_sha256 != back.weights_sha256),
@@ -356,16 +371,19 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
     )
     barred = {bar.weights_sha256 for bar in bars}
     peers = [
-        entry.champion
+        model
         for entry in entries
-        if entry.champion.test_fingerprint == back.test_fingerprint
-        and entry.champion.weights_sha256 not in barred
+        for model in (entry.anchor, entry.champion)  # an anchor may be of an older test set
+        if model.test_fingerprint == back.test_fingerprint
+        and model.weights_sha256 not in barred
+        and model.test_correct > back.test_correct
     ]
+    best_first = sorted(peers, key=lambda model: -model.test_correct)
     now = utc_now()
     return replace(
         _act(newest, "rollback", why),
         champion=back,
-        anchor=max(peers, key=lambda model: model.test_correct),
+        anchor=next((model for model in best_first if is_there(model.run)), back),
         before=newest.champion.run,
         since=now,
         time=now,
