@@ -1,6 +1,6 @@
 """Taking the data in: which files a night trains on, guarded, and what was left out and why."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -48,6 +48,7 @@ def take_in(desk: Desk, found: shards.Look, preemption: Preemption) -> Taken:
             **taken,
         )
     champion = None if entry is None else Contender.of(desk.output, entry.champion)
+    new = set(taken["new"])
     parts, skipped = found.parts, dict[str, str]()
     while True:
         only = tuple((part.name, part.sha256) for part in parts)
@@ -59,17 +60,25 @@ def take_in(desk: Desk, found: shards.Look, preemption: Preemption) -> Taken:
         findings = _findings(desk, parts, dataset, seen, entry, champion, preemption)
         if not findings:
             break
-        bad = {finding.shard for finding in findings}
-        if not plan.skip_bad_shards or not bad <= {shard.name for shard in dataset.shards}:
-            told = [asdict(finding) for finding in findings]
-            why = "; ".join(finding.sentence for finding in findings)
-            raise RefusedError(why, **taken, skipped=skipped, findings=told)
+        bad: dict[str, str] = {}
         for finding in findings:
-            progress.event("shard_skipped", shard=finding.shard, reason=finding.sentence)
-            skipped[finding.shard] = finding.sentence
+            name = _to_blame(finding, new)
+            bad[name] = f"{bad[name]}; {finding.sentence}" if name in bad else finding.sentence
+        if not plan.skip_bad_shards or not set(bad) <= {shard.name for shard in dataset.shards}:
+            told = [asdict(finding) for finding in findings]
+            raise RefusedError("; ".join(bad.values()), **taken, skipped=skipped, findings=told)
+        skipped |= bad
         parts = tuple(part for part in parts if part.name not in bad)
     seen.accept(parts)
+    # The run tells and records all that was left out, what the guard refused as well.
+    dataset = replace(dataset, skipped=tuple(skipped.items()))
     return Taken(dataset, parts, {**taken, "skipped": skipped})
+
+
+def _to_blame(finding: guard.Finding, new: Collection[str]) -> str:
+    """Return what a finding speaks against: of a leak between an old and a new shard, the new."""
+    newer = finding.against in new and finding.shard not in new
+    return finding.against if newer else finding.shard
 
 
 def _findings(
@@ -90,8 +99,7 @@ def _findings(
     card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
 
     def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        desk.progress.beat()
-        return champion.classes(images)
+        return champion.classes(images, desk.progress.beat)
 
     with preemption.deferred():
         checked = guard.check(
@@ -107,8 +115,9 @@ def _findings(
 
 def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:
     """Return the card of what is trained on but for new shards: of a champion that has none."""
-    known = np.ones(len(dataset.x_train), np.bool_)
-    for name in new:
-        if name in dataset.held_out:  # one to train on
-            known[dataset.segments[name]] = False
-    return Card.of(dataset.x_train[known], dataset.y_train[known], dataset.classes)
+    card = Card.of(*dataset.base_examples, dataset.classes)
+    for name in dataset.held_out:  # those to train on
+        if name not in new:
+            at = dataset.segments[name]
+            card = card.merge(Card.of(dataset.x_train[at], dataset.y_train[at], dataset.classes))
+    return card

@@ -174,13 +174,14 @@ def _against(
     why = judged.verdict.why
     if not judged.verdict.passed:
         return "refused", why
-    if desk.plan.rules.promote == "manual":
+    if not judged.verdict.promotes:
         waits = f"passed, and waits for mnist-job promote {contender.model.run} --reason ..."
         return "awaiting", f"{waits}; {why}"
     if entry is not None and entry.held is not None:
         return "held", f"passed, but promotions are held: {entry.held}; {why}"
     broken = servable.check(
-        contender.archive(), contender.weights, judged.images, judged.probabilities
+        *(contender.archive(), contender.weights, judged.images, judged.probabilities),
+        desk.progress.beat,
     )
     if broken is not None:
         what = "plain Keras does not get from the published files what was recorded"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from job.data.card import Card
+
 FLAGS = ("--epochs", "2", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 
 
@@ -147,7 +149,7 @@ def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
     assert (record["new"], record["changed"]) == (["train-a.npz"], [])
 
 
-def test_bad_shards_can_be_left_out_loudly(promoted, night, data, mnist):
+def test_bad_shards_can_be_left_out_loudly(promoted, night, data, tmp_path, mnist):
     del promoted
     shard(data, "good", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
     shard(data, "flipped", mnist.x_train[2000:2500], 9 - mnist.y_train[2000:2500])
@@ -156,7 +158,61 @@ def test_bad_shards_can_be_left_out_loudly(promoted, night, data, mnist):
     assert done.code == 0, done.err
     assert set(record["skipped"]) == {"train-flipped.npz", "train-half.npz"}
     assert [each["name"] for each in record["data"]["shards"]] == ["train-good.npz"]
-    assert done.out.count('"shard_skipped"') >= 2
+    told = [json.loads(line) for line in done.out.splitlines() if '"shard_skipped"' in line]
+    assert [each["shard"] for each in told] == ["train-half.npz", "train-flipped.npz"]
+    run = json.loads((tmp_path / f"runs/{record['run']}/metrics.json").read_bytes())
+    assert {each["name"] for each in run["data"]["skipped"]} == set(record["skipped"])
+
+
+def test_new_test_images_that_are_trained_on_already_are_to_blame(promoted, night, data, mnist):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    assert night("second")[0].code == 0
+    taken = {"x_test": mnist.x_train[1400:1600], "y_test": mnist.y_train[1400:1600]}
+    np.savez(data / "test-b.npz", **taken)
+    done, record = night("third")
+    assert done.code == 65
+    assert {each["against"] for each in record["findings"]} == {"test-b.npz"}
+    _, record = night("fourth", "--skip-bad-shards")
+    assert list(record["skipped"]) == ["test-b.npz"]  # and neither the base nor train-a.npz
+    assert [each["name"] for each in record["data"]["shards"]] == ["train-a.npz"]
+
+
+def test_a_champion_without_a_card_is_compared_with_what_was_there(
+    promoted, night, command, data, tmp_path, mnist, monkeypatch
+):
+    shard(data, "a", mnist.x_train[1500:2500], mnist.y_train[1500:2500])
+    second = night("second", "--promote", "manual")[1]["run"]
+    words = ("--output", tmp_path / "runs", "--reason", "looks good")
+    assert command("promote", second, *words).code == 0  # by a person: the entry has no card
+    seen = []
+    monkeypatch.setattr("job.nightly.guard.check", lambda *given, **_: seen.append(given))
+    shard(data, "b", mnist.x_train[2500:3000], mnist.y_train[2500:3000])
+    assert night("third")[0].code == 70  # what `seen` was asked for
+    (dataset, new, card) = seen[0]
+    assert list(new) == ["train-b.npz"]
+    known = len(dataset.x_train) - len(dataset.x_train[dataset.segments["train-b.npz"]])
+    whole = Card.of(dataset.x_train[:known], dataset.y_train[:known], 10)
+    assert promoted["run"] != second
+    assert card.counts.tolist() == whole.counts.tolist()
+    assert np.allclose(card.means, whole.means)
+    assert np.allclose(card.deviations, whole.deviations)
+
+
+def test_there_are_signs_of_life_while_models_classify(promoted, night, data, mnist, tmp_path):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    beats: list[str] = []
+
+    def check(*given):
+        beat = given[4]
+        beats.append(beat.__self__.__class__.__name__)
+        beat()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("job.nightly.servable.check", check)
+        assert night("second", "--liveness-file", tmp_path / "alive")[0].code == 0
+    assert beats == ["Progress"]
 
 
 def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):
