@@ -343,8 +343,8 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
     known = {bar.weights_sha256 for bar in newest.barred}
     later = {
         entry.champion.weights_sha256: entry.champion
-        for entry in entries[target.number :]
-        if entry.champion.weights_sha256 != back.weights_sha256
+        for entry in entries
+        if entry.number > target.number and entry.champion.weights_sha256 != back.weights_sha256
     }
     bars = (
         *(bar for bar in newest.barred if bar.weights_sha256 != back.weights_sha256),

@@ -24,15 +24,16 @@ from job.config import RunConfig
 from job.data import shards, source
 from job.data.card import Card
 from job.data.source import Dataset
-from job.errors import ConflictError, DataError, TemporaryError, UsageError
+from job.errors import ConflictError, DataError, JobError, TemporaryError, UsageError
 from job.nightly import champions, gate, guard, servable
 from job.nightly.champions import Entry, Log, Model
 from job.nightly.contest import Contender
 from job.nightly.records import SCHEMA_VERSION, Records, Seen
-from job.process import runtime
+from job.process import runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
-from job.results import statistics
+from job.results import publishing, statistics
+from job.results.publishing import RunFolder
 from job.run import train_run
 from job.storage import parse
 from job.workers.cluster import Cluster
@@ -81,18 +82,30 @@ def retrain(
     """
     desk = _Desk(plan, config, progress)
     if (record := desk.records.night(plan.night)) is not None:
-        return _as_it_ended(record, plan, progress)
-    found = shards.look(config.source, progress.beat)
+        return _as_it_ended(record, desk)
+    mine = desk.promoted_by_this_night()
+    try:
+        found = shards.look(config.source, progress.beat)
+    except DataError as error:
+        if mine is not None:
+            return _as_it_ended(desk.close_as_promoted(mine), desk)
+        desk.close("bad_data", str(error), found=None)
+        raise
     progress.event("night_started", night=plan.night, data=config.data, files=len(found.parts))
     key = _key(plan, config, found.fingerprint)
+    if mine is not None and not Records.is_of(mine.gate, key):
+        return _as_it_ended(desk.close_as_promoted(mine), desk)
     if (before := desk.decided_before(key)) is not None:
         return desk.close(
             "unchanged",
             f"nothing new: night {before} has decided on the same code, config and data",
             found=found,
         )
+    entry = desk.log.newest()
+    # Before the data are looked into: that its file is damaged is no fault of theirs.
+    champion = None if entry is None else Contender.of(desk.output, entry.champion)
     with desk.recording_failures(found):
-        taken = _take_in(desk, found, preemption)
+        taken = _take_in(desk, found, entry, champion, preemption)
         dataset = taken.dataset
         if (bar := desk.barred(dataset.fingerprint)) is not None:
             return desk.close("barred", _barred(bar), found=found, dataset=dataset, **taken.told)
@@ -142,11 +155,20 @@ class _Desk:
         record = None if night == self.plan.night else self.records.night(night)
         if record is None:  # it was killed before it was over: this one goes on with it
             return None
-        if record.get("verdict") == "held":
-            entry = self.log.newest()
-            if entry is None or entry.held is None:
+        entry = self.log.newest()
+        if record.get("verdict") == "held" and (entry is None or entry.held is None):
+            return None
+        if record.get("verdict") == "refused":
+            judged = (record.get("gate") or {}).get("champion") or {}
+            now = None if entry is None else entry.champion.weights_sha256
+            if judged.get("weights_sha256") != now:  # what it lost to may have been rolled back
                 return None
         return night
+
+    def promoted_by_this_night(self) -> Entry | None:
+        """Return the entry that this night has written before it was killed, if it did."""
+        mine = (each for each in self.log.entries(_RECENT) if each.night == self.plan.night)
+        return next(mine, None)
 
     def barred(self, data_fingerprint: str) -> champions.Bar | None:
         """Return what bars the data from making a champion by themselves."""
@@ -173,7 +195,7 @@ class _Desk:
         verdict: str,
         why: str,
         *,
-        found: shards.Look,
+        found: shards.Look | None,
         dataset: Dataset | None = None,
         exit_code: int | None = None,
         **more: Any,
@@ -181,7 +203,8 @@ class _Desk:
         """Write what the night came to, tell it, and return it."""
         code = DataError.exit_code if verdict == "bad_data" else exit_code or 0
         facts = {} if dataset is None else dataset.facts()
-        files = [asdict(part) for part in found.parts]
+        files = [asdict(part) for part in found.parts] if found else []
+        fingerprint = found.fingerprint if found else None
         record = {
             "schema_version": SCHEMA_VERSION,
             "night": self.plan.night,
@@ -194,11 +217,39 @@ class _Desk:
             "code": code_version(),
             "config_sha256": self.config.digest,
             "config": self.config.identity,
-            "data": {"uri": self.config.data, "fingerprint": found.fingerprint, "files": files}
-            | facts,
+            "data": {"uri": self.config.data, "fingerprint": fingerprint, "files": files} | facts,
             "champion": self._champion(),
             **more,
         }
+        return self._keep(record)
+
+    def close_as_promoted(self, mine: Entry) -> dict[str, Any]:
+        """Close a night that has promoted, was killed, and was begun again on other things.
+
+        What it came to stands in the log; the record tells of that run and its data.
+        """
+        metrics = publishing.read_json(RunFolder(self.output / mine.champion.run).metrics)
+        return self._keep(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "night": self.plan.night,
+                "verdict": "promoted",
+                "why": mine.why,
+                "exit_code": 0,
+                "began": self.began,
+                "ended": champions.utc_now(),
+                "who": champions.who(),
+                "code": code_version(),
+                "config_sha256": metrics.get("config_sha256"),
+                "config": metrics.get("config"),
+                "data": metrics.get("data"),
+                "champion": self._champion(),
+                "run": mine.champion.run,
+                "gate": mine.gate,
+            }
+        )
+
+    def _keep(self, record: dict[str, Any]) -> dict[str, Any]:
         kept = self.records.keep(self.plan.night, record)
         told = summary(kept)
         self.progress.event("night_over", **told)
@@ -220,9 +271,19 @@ class _RefusedError(DataError):
         self.taken = taken
 
 
-def _as_it_ended(record: dict[str, Any], plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Return the record of a night that is over, or raise as it did."""
-    progress.event("night_over_already", **summary(record))
+def _as_it_ended(record: dict[str, Any], desk: "_Desk") -> dict[str, Any]:
+    """Return the record of a night that is over, or raise as it did.
+
+    Raises:
+        ConflictError: it was one of another config.
+    """
+    plan, config = desk.plan, desk.config
+    desk.progress.event("night_over_already", **summary(record))
+    if record.get("config_sha256") != config.digest:
+        raise ConflictError(
+            f"night {plan.night} at {desk.output} is over, and was one of another config "
+            f"({config.difference(record.get('config') or {})}): give another --night"
+        )
     code, why = record.get("exit_code"), f"{record.get('why')} (night {plan.night} is over)"
     if code == DataError.exit_code:
         raise DataError(why)
@@ -231,9 +292,15 @@ def _as_it_ended(record: dict[str, Any], plan: Plan, progress: Progress) -> dict
     return record
 
 
-def _take_in(desk: _Desk, found: shards.Look, preemption: Preemption) -> "_Taken":
+def _take_in(
+    desk: _Desk,
+    found: shards.Look,
+    entry: Entry | None,
+    champion: Contender | None,
+    preemption: Preemption,
+) -> "_Taken":
     """Return the data set that this night trains on, guarded."""
-    plan, progress, entry = desk.plan, desk.progress, desk.log.newest()
+    plan, progress = desk.plan, desk.progress
     seen = desk.records.shards(desk.config.data, plan.night)
     taken: dict[str, Any] = {
         "new": [part.name for part in seen.new(found.parts)],
@@ -249,7 +316,6 @@ def _take_in(desk: _Desk, found: shards.Look, preemption: Preemption) -> "_Taken
             "with --accept-changed-shards",
             **taken,
         )
-    champion = None if entry is None else Contender.of(desk.output, entry.champion)
     parts, skipped = found.parts, dict[str, str]()
     while True:
         only = tuple((part.name, part.sha256) for part in parts)
@@ -299,7 +365,10 @@ def _findings(
     if entry is None or champion is None:
         return guard.leaks(dataset, allowed)  # there is nothing to compare with
     # Those to test with as well: flipped labels there would bend the gate.
-    new = [part.name for part in seen.new(parts) if part.name in dataset.segments]
+    fresh = [part.name for part in seen.new(parts)]
+    new = [name for name in fresh if name in dataset.segments]
+    if len(new) < len(fresh):  # what they add to is new too: a set in one piece, or other bytes
+        new.insert(0, guard.BASE)
     card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
 
     def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
@@ -320,7 +389,7 @@ def _findings(
 
 def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:
     """Return the card of what is trained on but for new shards: of a champion that has none."""
-    known = np.ones(len(dataset.x_train), np.bool_)
+    known = np.ones(len(dataset.x_train), np.bool_)  # a new base too: there is nothing else
     for name in new:
         if name in dataset.held_out:  # one to train on
             known[dataset.segments[name]] = False
@@ -396,9 +465,8 @@ def _against(
 
 def _promoted_already(desk: _Desk, challenger: Model, entry: Entry | None) -> _Outcome | None:
     """Return what is to be said if the challenger is, or was by this night, promoted."""
-    for mine in desk.log.entries(_RECENT):
-        if mine.night == desk.plan.night:  # it was killed before it was over, and goes on
-            return _Outcome("promoted", mine.why, mine.gate)
+    if (mine := desk.promoted_by_this_night()) is not None:
+        return _Outcome("promoted", mine.why, mine.gate)
     if entry is not None and entry.champion.weights_sha256 == challenger.weights_sha256:
         by = f"by night {entry.night}" if entry.night else f"by a person ({entry.why})"
         return _Outcome("unchanged", f"these weights are the champion already, {by}")
@@ -637,6 +705,19 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "champion_age_seconds": champion.get("age_seconds"),
         "stale": champion.get("stale", False),
     }
+
+
+def summary_of_failure(plan: Plan, config: RunConfig, error: Exception) -> dict[str, Any]:
+    """Return what to tell of a night that ended with `error`: its record, where it left one."""
+    ended = verdict.of_error(error)
+    try:
+        record = Records(parse(config.output, "--output")).night(plan.night)
+    except JobError:  # the output may be what is wrong
+        record = None
+    if record is not None and record.get("exit_code") == ended["code"]:
+        return {**ended, **summary(record)}
+    more = {"verdict": ended["status"], "why": ended["error"], "exit_code": ended["code"]}
+    return {"night": plan.night, **ended, **more}
 
 
 def _barred(bar: champions.Bar) -> str:
