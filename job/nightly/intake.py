@@ -29,9 +29,15 @@ class Taken:
     """What the record tells of how they were taken."""
 
 
-def take_in(desk: Desk, found: shards.Look, preemption: Preemption) -> Taken:
+def take_in(
+    desk: Desk,
+    found: shards.Look,
+    entry: Entry | None,
+    champion: Contender | None,
+    preemption: Preemption,
+) -> Taken:
     """Return the data set that this night trains on, guarded."""
-    plan, progress, entry = desk.plan, desk.progress, desk.log.newest()
+    plan, progress = desk.plan, desk.progress
     seen = desk.records.shards(desk.config.data, plan.night)
     taken: dict[str, Any] = {
         "new": [part.name for part in seen.new(found.parts)],
@@ -47,7 +53,6 @@ def take_in(desk: Desk, found: shards.Look, preemption: Preemption) -> Taken:
             "with --accept-changed-shards",
             **taken,
         )
-    champion = None if entry is None else Contender.of(desk.output, entry.champion)
     new = set(taken["new"])
     parts, skipped = found.parts, dict[str, str]()
     while True:
@@ -95,7 +100,10 @@ def _findings(
     if entry is None or champion is None:
         return guard.leaks(dataset, allowed)  # there is nothing to compare with
     # Those to test with as well: flipped labels there would bend the gate.
-    new = [part.name for part in seen.new(parts) if part.name in dataset.segments]
+    fresh = [part.name for part in seen.new(parts)]
+    new = [name for name in fresh if name in dataset.segments]
+    if len(new) < len(fresh):  # what they add to is new too: a set in one piece, or other bytes
+        new.insert(0, guard.BASE)
     card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
 
     def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
