@@ -188,7 +188,7 @@ def rollback(
 
     def entry(log: champions.Log) -> champions.Entry:
         log.needed()
-        back = champions.rollback(log.entries(), to, _given(reason), log.is_kept)
+        back = champions.rollback(log.entries(), to, _given(reason))
         champions.published(log.output, back.champion.run)  # it may have been pruned
         return back
 

@@ -11,7 +11,6 @@ append the same number one is refused, reads again, and decides anew.
 import os
 import re
 import socket
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -198,11 +197,6 @@ class Log:
         except ConflictError as error:
             raise OvertakenError(str(error)) from error
 
-    def is_kept(self, run: str) -> bool:
-        """Tell whether a run is complete, and nobody removes it."""
-        folder = RunFolder(self.output / run)
-        return storage.exists(folder.metrics) and not storage.exists(folder.tombstone)
-
     def place(self, number: int) -> Place:
         """Say where the entry of that number lies."""
         return self.folder / f"{number:06}.json"
@@ -313,9 +307,7 @@ def releasing(former: Entry, why: str) -> Entry:
     return _act(former, "unhold", why, held=None)
 
 
-def rollback(
-    entries: list[Entry], to: int | None, why: str, is_there: Callable[[str], bool] = lambda _: True
-) -> Entry:
+def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
     """Return the entry that brings an earlier champion back, and bars all that came after it.
 
     Not barred is what a rollback that is taken back so had brought back itself: that is older.
@@ -324,7 +316,6 @@ def rollback(
         entries: the whole log, the oldest first.
         to: number of the entry whose champion to bring back; None for the champion before.
         why: the reason that a person gives.
-        is_there: tells of a run whether it is still kept, as an anchor must be.
 
     Raises:
         UsageError: there is no such champion, or it is in force.
@@ -374,16 +365,13 @@ def rollback(
         model
         for entry in entries
         for model in (entry.anchor, entry.champion)  # an anchor may be of an older test set
-        if model.test_fingerprint == back.test_fingerprint
-        and model.weights_sha256 not in barred
-        and model.test_correct > back.test_correct
+        if model.test_fingerprint == back.test_fingerprint and model.weights_sha256 not in barred
     ]
-    best_first = sorted(peers, key=lambda model: -model.test_correct)
     now = utc_now()
     return replace(
         _act(newest, "rollback", why),
         champion=back,
-        anchor=next((model for model in best_first if is_there(model.run)), back),
+        anchor=max(peers, key=lambda model: model.test_correct),
         before=newest.champion.run,
         since=now,
         time=now,

@@ -229,26 +229,6 @@ def test_rollback_keeps_an_anchor_that_was_scored_anew_on_another_test_set():
     assert (entry.champion.run, entry.anchor) == ("run-b", again)
 
 
-def test_rollback_takes_no_anchor_whose_run_is_gone():
-    entries = chain(model("a", 97), model("b", 98), model("c", 96), model("d", 95))
-    there = champions.rollback(entries, None, "d fails")
-    assert there.anchor.run == "run-b"
-    gone = champions.rollback(entries, None, "d fails", lambda run: run != "run-b")
-    assert gone.anchor.run == "run-a"
-    alone = champions.rollback(entries, None, "d fails", lambda run: run == "run-c")
-    assert alone.anchor.run == "run-c"
-
-
-def test_a_run_is_kept_that_is_complete_and_not_being_removed(log, tmp_path):
-    folder = tmp_path / "run-a"
-    folder.mkdir()
-    assert not log.is_kept("run-a")
-    (folder / "metrics.json").write_text("{}")
-    assert log.is_kept("run-a")
-    (folder / "pruned.json").write_text("{}")
-    assert not log.is_kept("run-a")
-
-
 @pytest.mark.parametrize(
     ("names", "to", "message"),
     [
