@@ -218,6 +218,21 @@ def test_there_are_signs_of_life_while_models_classify(promoted, night, data, mn
     assert beats == ["Progress"]
 
 
+def test_what_was_promoted_and_rolled_back_before_the_record_was_promoted(
+    promoted, night, command, data, tmp_path, mnist
+):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    whole = night("second")[1]
+    assert whole["verdict"] == "promoted"
+    (tmp_path / "runs/nights/second.json").unlink()  # as if it had been killed before
+    output = ("--output", tmp_path / "runs")
+    assert command("rollback", *output, "--reason", "fails").code == 0
+    record = night("second")[1]
+    assert (record["verdict"], record["run"]) == ("promoted", whole["run"])
+    assert [entry["act"] for entry in log(tmp_path)] == ["promote", "promote", "rollback"]
+
+
 def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):
     del promoted
     shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
