@@ -1,6 +1,7 @@
 """What many tests share: small real data, one trained run, and the command line as a function."""
 
 import compileall
+import functools
 import json
 import os
 import secrets
@@ -92,6 +93,7 @@ def stores_folder(config: pytest.Config) -> Path:
     return (base.parent if hasattr(config, "workerinput") else base) / "stores"
 
 
+@functools.cache
 def schema(name: str) -> jsonschema.Draft202012Validator:
     """Return what holds documents to `job/assets/<name>.schema.json`, and that to its own rules."""
     paths = (REPOSITORY / "job" / "assets").glob("*.schema.json")
