@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import schema
 
 from job.data.card import Card
 
@@ -35,7 +36,13 @@ def night(command, data, tmp_path):
         words = ("--data", data, "--output", tmp_path / "runs", "--night", name)
         done = command("retrain", *words, *FLAGS, *more)
         place = tmp_path / f"runs/nights/{name}.json"
-        return done, json.loads(place.read_bytes()) if place.exists() else {}
+        if not place.exists():
+            return done, {}
+        record = json.loads(place.read_bytes())
+        schema("night").validate(record)
+        if gate := record.get("gate"):
+            schema("gate").validate(json.loads((tmp_path / "runs" / gate["path"]).read_bytes()))
+        return done, record
 
     return happen
 
@@ -55,8 +62,11 @@ def shard(data: Path, name: str, images: Any, labels: Any) -> None:
 
 
 def log(tmp_path: Path) -> list[dict[str, Any]]:
-    folder = tmp_path / "runs/champion"
-    return [json.loads(path.read_bytes()) for path in sorted(folder.iterdir())]
+    paths = sorted((tmp_path / "runs/champion").iterdir())
+    entries = [json.loads(path.read_bytes()) for path in paths]
+    for entry in entries:
+        schema("champion").validate(entry)
+    return entries
 
 
 def test_the_first_night_makes_the_first_champion(night, tmp_path):
@@ -138,6 +148,12 @@ def test_bad_data_end_the_night_by_name_and_stay_bad(promoted, night, data, mnis
     assert (again.code, same) == (65, record)
     third, other = night("third")  # nothing has changed, and that is no reason to be silent
     assert (third.code, other["verdict"]) == (65, "bad_data")
+
+
+def test_a_flag_that_does_not_fit_the_data_ends_the_night(night):
+    done, record = night("first", "--batch-size", "1501")
+    assert (done.code, record["verdict"], record["exit_code"]) == (64, "failed", 64)
+    assert night("first")[0].code == 64  # another flag is another night
 
 
 def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
@@ -331,6 +347,73 @@ def test_a_damaged_log_is_never_taken_for_no_champion(promoted, night, data, tmp
     assert done.code == 65
     assert "000001.json" in done.err
     assert record == {}
+
+
+# Member of a file that a night wrote, and a value that none writes there.
+WRONG: list[tuple[str, str, object]] = [
+    ("night", "verdict", "fine"),
+    ("night", "verdict", "failed"),
+    ("night", "verdict", "bad_data"),
+    ("night", "exit_code", 65),
+    ("night", "ended", "yesterday"),
+    ("night", "ended", "2026-01-01T00:00:00"),
+    ("night", "gate", None),
+    ("night", "gate.probabilities", [[0.5, 0.5]]),
+    ("night", "gate.path", "gates/1.json"),
+    ("night", "champion", None),
+    ("night", "champion.age_seconds", -1),
+    ("night", "config.epochs", 0),
+    ("night", "data.surplus", 1),
+    ("night", "data.files", []),
+    ("night", "who.process", 0),
+    ("night", "findings", []),
+    ("gate", "probabilities.0.0", 1.5),
+    ("gate", "challenger", None),
+    ("gate", "challenger.surplus", 1),
+    ("gate", "settings.alpha", 0),
+    ("gate", "rules.minimum", None),
+    ("gate", "rules.surplus", None),
+    ("gate", "scores.challenger.accuracy", 1.01),
+    ("gate", "newest", {}),
+    ("champion", "number", 2),
+    ("champion", "act", "crown"),
+    ("champion", "act", "hold"),
+    ("champion", "act", "rollback"),
+    ("champion", "night", None),
+    ("champion", "card", None),
+    ("champion", "card.labels.0.count", -1),
+    ("champion", "from", "run"),
+    ("champion", "held", "audit"),
+    ("champion", "barred", [{}]),
+    ("champion", "champion.weights_sha256", "0"),
+    ("champion", "scores.test.challenger", None),
+]
+
+
+def test_the_schemas_refuse_what_no_night_writes(promoted, tmp_path):
+    """Each member is needed, no other is known, and values are those that there can be."""
+    gate = json.loads((tmp_path / "runs" / promoted["gate"]["path"]).read_bytes())
+    right = {"night": promoted, "gate": gate, "champion": log(tmp_path)[0]}
+    wrong = [
+        *((kind, name, {k: v for k, v in right[kind].items() if k != name})
+          for kind in right for name in right[kind]),
+        *((kind, "surplus", right[kind] | {"surplus": 1}) for kind in right),
+        *((kind, place, changed(right[kind], place.split("."), value))
+          for kind, place, value in WRONG),
+    ]  # fmt: skip
+    passed = [(kind, what) for kind, what, each in wrong if schema(kind).is_valid(each)]
+    assert passed == []
+    assert len(wrong) > 80
+
+
+def changed(document: Any, place: list[str], value: object) -> Any:
+    """Return a copy of `document` with another value at `place`."""
+    copy = json.loads(json.dumps(document))
+    inner = copy
+    for part in place[:-1]:
+        inner = inner[int(part) if part.isdigit() else part]
+    inner[int(place[-1]) if place[-1].isdigit() else place[-1]] = value
+    return copy
 
 
 @pytest.fixture
