@@ -22,7 +22,6 @@ from job.workers.cluster import Cluster
 if TYPE_CHECKING:
     from job.nightly import champions
 
-HURRY_SECONDS = 15.0  # for what is under way when a signal comes; cli.py tells of the rest
 _MOST_RACES = 20
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -112,7 +111,7 @@ def retrain(
     flags.warn_of_unknown_variables(os.environ, progress)
     preemption = Preemption(
         time_limit,
-        when_asked=lambda: storage.hurry(HURRY_SECONDS),
+        when_asked=lambda: storage.hurry(console.HURRY_SECONDS),
         when_interrupted=lambda: progress.event("stopping"),
     )
     preemption.install()

@@ -41,17 +41,6 @@ class Records:
         place = self._night(night)
         return publishing.read_json(place) if storage.exists(place) else None
 
-    def is_over(self, night: str) -> bool:
-        """Tell whether the night has come to something."""
-        return storage.exists(self._night(night))
-
-    def nights(self) -> list[dict[str, Any]]:
-        """Return what all nights came to, the one that ended last at the end."""
-        folder = self.output / NIGHTS
-        names = [name for name in storage.names(folder) if name.endswith(".json")]
-        found = [publishing.read_json(folder / name) for name in names]
-        return sorted(found, key=lambda record: str(record.get("ended")))
-
     def keep(self, night: str, record: dict[str, Any]) -> dict[str, Any]:
         """Write down what the night came to, and return what its record says now.
 

@@ -27,13 +27,6 @@ def test_a_night_is_kept_once_and_the_first_word_stands(records):
     assert records.keep("n-1", {"verdict": "promoted"}) == {"verdict": "promoted"}
     assert records.keep("n-1", {"verdict": "refused"}) == {"verdict": "promoted"}
     assert records.night("n-1") == {"verdict": "promoted"}
-    assert records.is_over("n-1")
-
-
-def test_nights_are_told_in_the_order_they_ended(records):
-    for night, ended in (("z", "2026-01-01"), ("a", "2026-01-03"), ("m", "2026-01-02")):
-        records.keep(night, {"night": night, "ended": ended})
-    assert [record["night"] for record in records.nights()] == ["z", "m", "a"]
 
 
 def test_the_last_verdict_on_a_key_is_found_by_its_number(records):
