@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -301,7 +301,7 @@ def _take_in(
 ) -> "_Taken":
     """Return the data set that this night trains on, guarded."""
     plan, progress = desk.plan, desk.progress
-    seen = desk.records.shards(desk.config.data, plan.night)
+    seen = desk.records.shards(desk.config.source.place, plan.night)
     taken: dict[str, Any] = {
         "new": [part.name for part in seen.new(found.parts)],
         "changed": [part.name for part in seen.changed(found.parts)],
@@ -327,14 +327,16 @@ def _take_in(
         findings = _findings(desk, parts, dataset, seen, entry, champion, preemption)
         if not findings:
             break
-        bad = {finding.shard for finding in findings}
+        newcomers = {part.name for part in seen.new(parts)}
+        blamed = {_to_blame(finding, newcomers): finding for finding in findings}
+        bad = set(blamed)
         if not plan.skip_bad_shards or not bad <= {shard.name for shard in dataset.shards}:
             told = [asdict(finding) for finding in findings]
             why = "; ".join(finding.sentence for finding in findings)
             raise _RefusedError(why, **taken, skipped=skipped, findings=told)
-        for finding in findings:
-            progress.event("shard_skipped", shard=finding.shard, reason=finding.sentence)
-            skipped[finding.shard] = finding.sentence
+        for name, finding in blamed.items():
+            progress.event("shard_skipped", shard=name, reason=finding.sentence)
+            skipped[name] = finding.sentence
         parts = tuple(part for part in parts if part.name not in bad)
     seen.accept(parts)
     return _Taken(dataset, parts, {**taken, "skipped": skipped})
@@ -385,6 +387,16 @@ def _findings(
             accuracy=entry.champion.accuracy,
         )
     return checked.refusals(desk.plan.accept_drift)
+
+
+def _to_blame(finding: guard.Finding, newcomers: Collection[str]) -> str:
+    """Return the shard that brings what is wrong: of a leak a new one to test with, if none else.
+
+    Else one bad test shard would take from the training all that it was copied from.
+    """
+    if finding.tested_by in newcomers and finding.shard not in newcomers:
+        return str(finding.tested_by)
+    return finding.shard
 
 
 def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:
