@@ -10,7 +10,7 @@ BASE ?= python:3.12-slim
 CA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check format seeds bench chaos chaos-storage image image-test \
+.PHONY: help setup train test test-slow check format seeds bench chaos chaos-nights chaos-storage image image-test \
 	image-sizes mutants gate picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
@@ -75,6 +75,9 @@ image-sizes: ## Print what the image weighs, and what in it does
 
 chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (half an hour)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
+
+chaos-nights: $(READY) ## Kill nights between any two writes, and let nights race (15 minutes)
+	@$(BIN)/python scripts/chaos/nights.py $(ARGS)
 
 mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
 	@$(BIN)/python scripts/mutants/run.py $(ARGS)

@@ -79,7 +79,7 @@ def retrain(
     cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
     if cluster.workers.count > 1 or strategy == "multiworker":
         raise UsageError("retrain runs as one process: start it as one pod, without workers")
-    from job.nightly import gate, guard  # noqa: PLC0415
+    from job.nightly import desk, gate, guard  # noqa: PLC0415
     from job.nightly import night as nights_work  # noqa: PLC0415
 
     config = RunConfig(
@@ -102,7 +102,7 @@ def retrain(
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
     )
-    plan = nights_work.Plan(
+    plan = desk.Plan(
         night=_night_id(night or cluster.job),
         rules=gate.Rules(alpha=gate_alpha, minimum=gate_minimum, promote=promote),
         skip_bad_shards=skip_bad_shards,
@@ -129,13 +129,13 @@ def retrain(
     except StoppedError:
         raise  # to be continued: there is nothing to tell, and little time
     except Exception as error:
-        told = nights_work.summary_of_failure(plan, config, error)
+        told = desk.summary_of_failure(plan, config, error)
         if notify is not None:
             notice.post(notify, told, progress)
         if not isinstance(error, JobError):
             raise
         return told  # which says more than `error` does: how old the champion is
-    told = nights_work.summary(record)
+    told = desk.summary(record)
     if notify is not None:
         notice.post(notify, told, progress)
     return verdict.of_night(told)

@@ -1,17 +1,22 @@
 """What many tests share: small real data, one trained run, and the command line as a function."""
 
 import compileall
+import functools
+import json
 import os
 import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import faults
+import jsonschema
 import numpy as np
 import pytest
+import referencing
 import servers
 
 from job import storage
@@ -86,6 +91,19 @@ def stores_folder(config: pytest.Config) -> Path:
         return Path(shared)
     base = config._tmp_path_factory.getbasetemp()
     return (base.parent if hasattr(config, "workerinput") else base) / "stores"
+
+
+@functools.cache
+def schema(name: str) -> jsonschema.Draft202012Validator:
+    """Return what holds documents to `job/assets/<name>.schema.json`, and that to its own rules."""
+    paths = (REPOSITORY / "job" / "assets").glob("*.schema.json")
+    found = {path.name.partition(".")[0]: json.loads(path.read_text()) for path in paths}
+    known = referencing.Registry().with_contents([(each["$id"], each) for each in found.values()])
+    times = jsonschema.FormatChecker(formats=())
+    times.checks("date-time", ValueError)(lambda text: bool(datetime.fromisoformat(text).tzinfo))
+    kind = jsonschema.Draft202012Validator
+    kind.check_schema(found[name])
+    return kind(found[name], registry=known, format_checker=times)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+import typer
+from conftest import REPOSITORY, schema
 
 from job import __version__, cli, run, storage
 from job.errors import CredentialsError, StoppedError, TemporaryError
+from job.nightly import gate
 from job.process import preemption, runtime
 from job.results import inference
 
@@ -24,11 +26,24 @@ TRAIN_FLAGS = [
     "anonymous", "termination-log", "liveness-file",
 ]  # fmt: skip
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
-EVALUATE_FLAGS = ["weights", "data", "model", "output", "storage-timeout", "anonymous"]
-PREDICT_FLAGS = [
-    "weights", "data", "model", "num-images", "start", "image", "figure", "storage-timeout",
-    "anonymous",
-]  # fmt: skip
+STORAGE_FLAGS = ["output", "storage-timeout", "anonymous"]
+FLAGS = {
+    "train": TRAIN_FLAGS,
+    "evaluate": ["weights", "data", "model", "report", *STORAGE_FLAGS],
+    "predict": ["weights", "data", "model", "num-images", "start", "image", "figure",
+                *STORAGE_FLAGS],
+    "retrain": [*(set(TRAIN_FLAGS) - {"run-id", "peer-timeout"}), "night", "promote", "gate-alpha",
+                "gate-minimum", "skip-bad-shards", "accept-changed-shards", "leak-allow",
+                "accept-drift", "stale-after", "notify", "again"],
+    "champion": ["json", *STORAGE_FLAGS],
+    "promote": ["reason", *STORAGE_FLAGS],
+    "rollback": ["reason", "to", *STORAGE_FLAGS],
+    "hold": ["reason", *STORAGE_FLAGS],
+    "unhold": ["reason", *STORAGE_FLAGS],
+    "prune": ["keep", "keep-entries", "leftovers-after", "yes", *STORAGE_FLAGS],
+    "verify": ["data", *STORAGE_FLAGS],
+    "data check": ["base", "leak-allow", "accept-drift", "skip-bad-shards", *STORAGE_FLAGS],
+}  # fmt: skip
 
 
 def assert_one_line(finished, code, *words, started=False):
@@ -120,6 +135,28 @@ def test_bad_training_flags(command, tmp_path, monkeypatch, flags, word):
         (["predict", "--weights", "x", "--image", "zip://x"], "--image"),
         (["predict", "--weights", "x", "--num-images", "401", "--figure", "x.png"], "401"),
         (["publish"], "publish"),
+        (["evaluate", "--weights", "x", "--output", "y"], "--output"),
+        (["retrain", "--peer-timeout", "9"], "--peer-timeout"),
+        (["retrain", "--accept-changed-shards=maybe"], "--accept-changed-shards"),
+        (["champion", "surplus"], "surplus"),
+        (["promote", "--reason", "x"], "RUN"),
+        (["promote", "a/b", "--reason", "x"], "a/b"),
+        (["promote", "x"], "--reason"),
+        (["rollback"], "--reason"),
+        (["rollback", "--reason", "x", "--to", "first"], "first"),
+        (["hold"], "--reason"),
+        (["unhold"], "--reason"),
+        (["prune", "--keep", "0"], "--keep"),
+        (["prune", "--keep-entries", "-1"], "--keep-entries"),
+        (["prune", "--leftovers-after", "1m"], "--leftovers-after"),
+        (["prune", "--leftovers-after", "soon"], "soon"),
+        (["verify"], "RUN"),
+        (["verify", "a/b"], "a/b"),
+        (["data", "look"], "look"),
+        (["data", "check"], "URI"),
+        (["data", "check", "ftp://x/y"], "ftp:"),
+        (["data", "check", "mnist", "--base", "ftp://x/y"], "--base"),
+        (["data", "check", "mnist", "--leak-allow", "x"], "--leak-allow"),
     ],
 )
 def test_bad_use_of_the_other_commands(command, words, word):
@@ -133,20 +170,30 @@ def test_flag_from_the_environment_is_checked_as_well(command, monkeypatch):
     assert_one_line(command("train"), 64, "MNIST_JOB_EPOCHS", "many")
 
 
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [("train", TRAIN_FLAGS), ("evaluate", EVALUATE_FLAGS), ("predict", PREDICT_FLAGS)],
-)
+def test_every_command_is_listed_above():
+    commands = typer.main.get_command(cli.app).commands
+    looks = {f"data {name}" for name in commands["data"].commands}
+    assert FLAGS.keys() == commands.keys() - {"data", "drill"} | looks
+
+
+@pytest.mark.parametrize("name", ["", *sorted({name.partition(" ")[0] for name in FLAGS}), "drill"])
+def test_help_lists_every_command_with_a_sentence(command, name):
+    asked = command(*name.split(), "--help")
+    assert asked.code == 0
+    if name:
+        assert re.search(rf"^  {name} +[A-Z].+", command("--help").out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "flags"), FLAGS.items())
 def test_help_lists_every_flag_with_its_variable(command, name, flags):
-    text = " ".join(command(name, "--help").out.split())
-    for flag in flags:
-        assert f"--{flag} " in text
-        assert f"MNIST_JOB_{flag.upper().replace('-', '_')}" in text
-    listed = set(re.findall(r"--([a-z-]+)", text)) - {"help"}
+    text = command(*name.split(), "--help").out
+    listed = set(re.findall(r"^  --([a-z-]+) ", text, re.MULTILINE)) - {"help"}
     assert listed == set(flags)  # a new flag belongs into this test, and into the README
+    variables = set(re.findall(r"env\s+var:\s+MNIST_JOB_([A-Z_]+)", text))
+    assert variables == {flag.upper().replace("-", "_") for flag in flags}
 
 
-@pytest.mark.parametrize("flag", sorted({*TRAIN_FLAGS, *EVALUATE_FLAGS, *PREDICT_FLAGS}))
+@pytest.mark.parametrize("flag", sorted({flag for flags in FLAGS.values() for flag in flags}))
 def test_readme_names_every_flag(flag):
     assert f"`--{flag}" in (REPOSITORY / "job" / "README.md").read_text()
 
@@ -167,7 +214,53 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
     assert {name: getattr(seen[0], name) for name in values} == values
 
 
-@pytest.mark.parametrize("words", ["train", "evaluate --weights x", "predict --weights x"])
+def test_every_variable_of_a_night_reaches_it(command, monkeypatch):
+    seen = []
+
+    def stop(plan, config, *_):
+        seen.append((plan, config))
+        raise TemporaryError("far enough")
+
+    monkeypatch.setattr("job.nightly.night.retrain", stop)
+    monkeypatch.setattr("job.nightly.notice.post", lambda url, *_: seen.append(url))
+    given = {
+        "data": "d", "base": "mnist", "output": "o", "model": "cnn", "epochs": 3, "batch_size": 5,
+        "learning_rate": 0.5, "schedule": "cosine", "seed": 9, "weight_decay": 0.5,
+        "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu", "precision":
+        "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
+    }  # fmt: skip
+    leak = "0" * 32
+    planned = {
+        "night": "n", "promote": "better", "gate_alpha": 0.01, "gate_minimum": 0.5,
+        "skip_bad_shards": True, "accept_changed_shards": True, "leak_allow": leak,
+        "accept_drift": "train-a.npz", "stale_after": "2h", "again": True, "notify": "http://x/y",
+    }  # fmt: skip
+    for name, value in (given | planned).items():
+        monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))
+    assert command("retrain").code == 75
+    (plan, config), url = seen
+    assert {name: getattr(config, name) for name in given} == given
+    assert vars(plan) == {
+        "night": "n",
+        "rules": gate.Rules(alpha=0.01, minimum=0.5, promote="better"),
+        "skip_bad_shards": True,
+        "accept_changed_shards": True,
+        "leak_allow": (leak,),
+        "accept_drift": ("train-a.npz",),
+        "stale_after_seconds": 7200.0,
+        "again": True,
+    }
+    assert url == "http://x/y"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train", "evaluate --weights x", "predict --weights x", "retrain", "champion",
+        "promote r --reason x", "rollback --reason x", "hold --reason x", "unhold --reason x",
+        "prune", "verify champion", "data check mnist",
+    ],
+)  # fmt: skip
 def test_every_variable_of_storage_reaches_it(command, monkeypatch, words):
     class Seen(Exception):  # noqa: N818
         pass
@@ -389,6 +482,7 @@ def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small
     done = command("evaluate", *words, "--report", report)
     assert done.out.startswith(f"test accuracy: {published['accuracy']:.4f}")
     assert f"test loss: {published['loss']:.4f}\n" in done.out
+    schema("evaluation").validate(json.loads(report.read_text()))
     assert json.loads(report.read_text())["test"] == published
     into_folder = command("evaluate", *words, "--report", tmp_path)
     assert f"{tmp_path}/{inference.REPORT}" in into_folder.out
@@ -396,7 +490,7 @@ def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small
     report.write_text(report.read_text().replace('"correct"', '"wrong"'))
     again = command("evaluate", *words, "--report", report)
     assert again.code == 73  # an evaluation is not overwritten either
-    assert "choose another --output" in again.err
+    assert "choose another --report" in again.err
     assert "--run-id" not in again.err
 
 
@@ -685,7 +779,24 @@ print(json.dumps({{
     }
 
 
-@pytest.mark.parametrize("room", ["run", "drill", "results.inference", "workers.supervision"])
+@pytest.mark.parametrize(
+    "room",
+    [
+        "run",
+        "drill",
+        "results.inference",
+        "workers.supervision",
+        "nights",
+        "nightly.night",
+        "nightly.contest",
+        "nightly.guard",
+        "nightly.gate",
+        "nightly.champions",
+        "nightly.proof",
+        "nightly.pruning",
+        "nightly.servable",
+    ],
+)
 def test_rooms_of_the_command_line_import_tensorflow_late(room):
     program = (
         f"import sys, job.{room}; print(*sorted({{'tensorflow', 'keras'}} & set(sys.modules)))"

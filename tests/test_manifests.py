@@ -22,7 +22,7 @@ from conftest import REPOSITORY
 
 import job
 from job import cli, errors, run
-from job.config import check_run_id
+from job.config import RunConfig, check_run_id
 from job.process import verdict
 from job.results.publishing import RunFolder
 from job.storage import parse
@@ -110,7 +110,13 @@ def container_of(document: dict[str, Any]) -> dict[str, Any]:
 
 def environment_of(document: dict[str, Any]) -> dict[str, str]:
     """Return the variables of a pod; of those that Kubernetes fills in, a likely value."""
-    return {entry["name"]: entry.get("value", "2") for entry in container_of(document)["env"]}
+    entries = container_of(document)["env"]
+    return {entry["name"]: entry.get("value") or likely(entry["valueFrom"]) for entry in entries}
+
+
+def likely(source: dict[str, Any]) -> str:
+    """Return what Kubernetes may fill in: a URL where nobody answers, or a number."""
+    return "http://127.0.0.1:9/" if "secretKeyRef" in source else "2"
 
 
 # --- the rules: each yields what is wrong -----------------------------------------------------
@@ -374,11 +380,18 @@ def test_the_job_accepts_what_the_manifest_gives(path, command, monkeypatch, tmp
     """Starts the job with the pod's own arguments and variables, up to where work would begin."""
     seen = []
 
-    def stop(asked: Any, *_: Any) -> None:
-        seen.append(asked)
+    def stop(output: str, name: str) -> None:
+        seen.append((output, name))
         raise errors.TemporaryError("far enough")
 
-    monkeypatch.setattr(run, "train_run", stop)
+    def train(config: RunConfig, *_: Any) -> None:
+        stop(config.output, config.run_id)
+
+    def retrain(plan: Any, config: RunConfig, *_: Any) -> None:
+        stop(config.output, plan.night)
+
+    monkeypatch.setattr(run, "train_run", train)
+    monkeypatch.setattr("job.nightly.night.retrain", retrain)
     [workload] = kind(documents(path), "Job", "CronJob")
     for name, value in environment_of(workload).items():
         if name == "K8S_WORKERS":  # it would wait for its peers
@@ -389,7 +402,7 @@ def test_the_job_accepts_what_the_manifest_gives(path, command, monkeypatch, tmp
     monkeypatch.setenv("K8S_JOB_NAME", workload["metadata"]["name"])
     ended = command(*container_of(workload)["args"])
     assert ended.code == 75, ended.err
-    assert str(seen[0].place) == f"/runs/{workload['metadata']['name']}"
+    assert seen == [("/runs", workload["metadata"]["name"])]
 
 
 def test_versions_are_in_step() -> None:

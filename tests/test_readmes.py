@@ -25,6 +25,8 @@ TEXTS = sorted(
     [*REPOSITORY.glob("*.md"), *(p for top in TOPS for p in (REPOSITORY / top).rglob("*.md"))]
 )
 COMMAND = typer.main.get_command(cli.app)
+COMMANDS = {name: each for name, each in COMMAND.commands.items() if name != "data"}
+COMMANDS |= {f"data {name}": each for name, each in COMMAND.commands["data"].commands.items()}
 # Flags of other programs that the texts speak of; each is theirs, and none of ours.
 FOREIGN = {"--delete-emptydir-data", "--isolation", "--volume"}
 FOREIGN |= {"--workload-metadata", "--workload-pool"}
@@ -62,7 +64,7 @@ def commands(text: str) -> Iterator[list[str]]:
     for span in spans(text):
         if re.match(r"(make|mnist-job|python|taskset|scripts/\S+) ", span) and "=..." not in span:
             words = shlex.split(span)
-            if len(words) > 2 or words[0] != "mnist-job":  # else it is the command's name
+            if words[0] != "mnist-job" or " ".join(words[1:]) not in COMMANDS:  # but its name
                 yield words
 
 
@@ -126,9 +128,11 @@ def check_job(words: list[str]) -> None:
     name, *rest = words
     if name == "drill":  # hands its flags to train
         name = "train"
-    assert name in COMMAND.commands, words
+    if name == "data" and rest:
+        name, *rest = f"data {rest[0]}", *rest[1:]
+    assert name in COMMANDS, words
     if rest != ["--help"]:
-        COMMAND.commands[name].make_context(name, rest)  # raises what the command line would
+        COMMANDS[name].make_context(name, rest)  # raises what the command line would
 
 
 def check_make(words: list[str]) -> None:
@@ -186,6 +190,10 @@ def test_every_command_is_one_that_there_is(path: Path) -> None:
         "mnist-job evaluate",
         "mnist-job publish",
         "mnist-job drill --image x.png",
+        "mnist-job data look folder",
+        "mnist-job data check --epochs 3",
+        "mnist-job data check",
+        "mnist-job hold",
         "make traim",
         'make train ARGS="--seeds 3"',
         'make seeds ARGS="--epochs 3"',
@@ -222,11 +230,11 @@ def _flags_source() -> str:
     return Path(flags.__file__).read_text()
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "drill"])
 def test_the_table_of_flags_is_the_command_line(name: str) -> None:
     """Each flag has a row in its command's table, with the default that it really has."""
-    command = COMMAND.commands[name]
-    options = {p.opts[0]: p for p in command.params if p.opts[0] != "--help"}
+    flags = [param for param in COMMANDS[name].params if param.opts[0].startswith("--")]
+    options = {flag.opts[0]: flag for flag in flags if flag.opts[0] != "--help"}
     table = HOUSE.read_text().partition(f"| `mnist-job {name}` | default |")[2].partition("\n\n")[0]
     rows = dict(re.findall(r"^\| (`--[^|]+) \|([^|]*)\|", table, re.MULTILINE))
     assert {flag for names in rows for flag in re.findall(r"--[a-z-]+", names)} == options.keys()
@@ -239,7 +247,8 @@ def _told(default: object) -> set[str]:
     """Return how a table may tell a default; what is found out in the end it says in words."""
     if default is None:
         words = {"a fresh one", "`/dev/termination-log`, if it is there"}
-        return {"", "none", "the run's own, else `mnist`", "the run's own, else `mlp`"} | words
+        words |= {f"the run's own{more}" for more in ("", ", else `mnist`", ", else `mlp`")}
+        return {"", "none", "the champion before"} | words
     if default is False:
         return {"off"}
     return {f"`{default}`" if isinstance(default, str) else f"`{default:g}`"}

@@ -53,10 +53,10 @@ def post(url: str, record: dict[str, Any], progress: Progress) -> None:
     to = "the URL of --notify"
     try:
         check(url)
-        parts = urlsplit(url.strip())
+        parts = urlsplit(url)
         to = f"{parts.scheme}://{parts.hostname}"
         # Aside, since nothing else bounds how long a name takes to be resolved.
-        runtime.beside(lambda: _send(url.strip(), record)).result(LIMIT_SECONDS)
+        runtime.beside(lambda: _send(url, record)).result(LIMIT_SECONDS)
     except StoppedError:
         raise
     except Exception as error:  # noqa: BLE001  being told is not what a night is for

@@ -165,7 +165,6 @@ def _environment(folder: Path) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         "CUDA_VISIBLE_DEVICES": "-1",  # the job holds the GPU's memory
-        "HOME": str(folder),  # nobody's keras.json
-        "KERAS_BACKEND": "tensorflow",
+        "HOME": str(folder),  # nobody's keras.json: Keras as it comes, with TensorFlow
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import schema
 
 from job import storage
 from job.storage import Place
@@ -89,7 +90,9 @@ class Calendar:
 
     def record(self, name: str | None = None) -> dict[str, Any]:
         place = self.output / f"nights/{name or f'night-{self.night:02}'}.json"
-        return json.loads(storage.read(place, 2**24))
+        record = json.loads(storage.read(place, 2**24))
+        schema("night").validate(record)
+        return record
 
     def log(self) -> list[dict[str, Any]]:
         names = storage.names(self.output / "champion")
@@ -98,6 +101,7 @@ class Calendar:
         ]
         assert names == [f"{number:06}.json" for number in range(1, len(entries) + 1)]
         for before, entry in zip([None, *entries], entries, strict=False):
+            schema("champion").validate(entry)
             assert entry["from"] == (before and before["to"])
         return entries
 

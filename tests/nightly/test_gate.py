@@ -261,6 +261,9 @@ def test_the_document_is_json_and_has_every_number():
         "alpha": 0.05,
         "caught_net_loss": 18,
     }
+    by_class = document["rules"]["classes"]["classes"]
+    assert [each["lost"] for each in by_class] == [6] * 9 + [5]
+    assert [each["won"] for each in by_class] == [5] + [4] * 9
     assert document["rules"]["minimum"] == {"passed": True, "accuracy": 0.941, "minimum": 0.9}
     assert document["rules"]["better"] is None
     assert document["scores"]["challenger"]["correct"] == 941

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import schema
+
+from job.data.card import Card
 
 FLAGS = ("--epochs", "2", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 
@@ -33,7 +36,13 @@ def night(command, data, tmp_path):
         words = ("--data", data, "--output", tmp_path / "runs", "--night", name)
         done = command("retrain", *words, *FLAGS, *more)
         place = tmp_path / f"runs/nights/{name}.json"
-        return done, json.loads(place.read_bytes()) if place.exists() else {}
+        if not place.exists():
+            return done, {}
+        record = json.loads(place.read_bytes())
+        schema("night").validate(record)
+        if gate := record.get("gate"):
+            schema("gate").validate(json.loads((tmp_path / "runs" / gate["path"]).read_bytes()))
+        return done, record
 
     return happen
 
@@ -53,8 +62,11 @@ def shard(data: Path, name: str, images: Any, labels: Any) -> None:
 
 
 def log(tmp_path: Path) -> list[dict[str, Any]]:
-    folder = tmp_path / "runs/champion"
-    return [json.loads(path.read_bytes()) for path in sorted(folder.iterdir())]
+    paths = sorted((tmp_path / "runs/champion").iterdir())
+    entries = [json.loads(path.read_bytes()) for path in paths]
+    for entry in entries:
+        schema("champion").validate(entry)
+    return entries
 
 
 def test_the_first_night_makes_the_first_champion(night, tmp_path):
@@ -138,6 +150,12 @@ def test_bad_data_end_the_night_by_name_and_stay_bad(promoted, night, data, mnis
     assert (third.code, other["verdict"]) == (65, "bad_data")
 
 
+def test_a_flag_that_does_not_fit_the_data_ends_the_night(night):
+    done, record = night("first", "--batch-size", "1501")
+    assert (done.code, record["verdict"], record["exit_code"]) == (64, "failed", 64)
+    assert night("first")[0].code == 64  # another flag is another night
+
+
 def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
     del promoted
     shard(data, "a", mnist.x_train[1500:2000], 9 - mnist.y_train[1500:2000])
@@ -150,7 +168,7 @@ def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
     assert (record["new"], record["changed"]) == (["train-a.npz"], [])
 
 
-def test_bad_shards_can_be_left_out_loudly(promoted, night, data, mnist):
+def test_bad_shards_can_be_left_out_loudly(promoted, night, data, tmp_path, mnist):
     del promoted
     shard(data, "good", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
     shard(data, "flipped", mnist.x_train[2000:2500], 9 - mnist.y_train[2000:2500])
@@ -159,7 +177,61 @@ def test_bad_shards_can_be_left_out_loudly(promoted, night, data, mnist):
     assert done.code == 0, done.err
     assert set(record["skipped"]) == {"train-flipped.npz", "train-half.npz"}
     assert [each["name"] for each in record["data"]["shards"]] == ["train-good.npz"]
-    assert done.out.count('"shard_skipped"') >= 2
+    told = [json.loads(line) for line in done.out.splitlines() if '"shard_skipped"' in line]
+    assert [each["shard"] for each in told] == ["train-half.npz", "train-flipped.npz"]
+    run = json.loads((tmp_path / f"runs/{record['run']}/metrics.json").read_bytes())
+    assert {each["name"] for each in run["data"]["skipped"]} == set(record["skipped"])
+
+
+def test_new_test_images_that_are_trained_on_already_are_to_blame(promoted, night, data, mnist):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    assert night("second")[0].code == 0
+    taken = {"x_test": mnist.x_train[1400:1600], "y_test": mnist.y_train[1400:1600]}
+    np.savez(data / "test-b.npz", **taken)
+    done, record = night("third")
+    assert done.code == 65
+    assert {each["against"] for each in record["findings"]} == {"test-b.npz"}
+    _, record = night("fourth", "--skip-bad-shards")
+    assert list(record["skipped"]) == ["test-b.npz"]  # and neither the base nor train-a.npz
+    assert [each["name"] for each in record["data"]["shards"]] == ["train-a.npz"]
+
+
+def test_a_champion_without_a_card_is_compared_with_what_was_there(
+    promoted, night, command, data, tmp_path, mnist, monkeypatch
+):
+    shard(data, "a", mnist.x_train[1500:2500], mnist.y_train[1500:2500])
+    second = night("second", "--promote", "manual")[1]["run"]
+    words = ("--output", tmp_path / "runs", "--reason", "looks good")
+    assert command("promote", second, *words).code == 0  # by a person: the entry has no card
+    seen = []
+    monkeypatch.setattr("job.nightly.guard.check", lambda *given, **_: seen.append(given))
+    shard(data, "b", mnist.x_train[2500:3000], mnist.y_train[2500:3000])
+    assert night("third")[0].code == 70  # what `seen` was asked for
+    (dataset, new, card) = seen[0]
+    assert list(new) == ["train-b.npz"]
+    known = len(dataset.x_train) - len(dataset.x_train[dataset.segments["train-b.npz"]])
+    whole = Card.of(dataset.x_train[:known], dataset.y_train[:known], 10)
+    assert promoted["run"] != second
+    assert card.counts.tolist() == whole.counts.tolist()
+    assert np.allclose(card.means, whole.means)
+    assert np.allclose(card.deviations, whole.deviations)
+
+
+def test_there_are_signs_of_life_while_models_classify(promoted, night, data, mnist, tmp_path):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    beats: list[str] = []
+
+    def check(*given):
+        beat = given[4]
+        beats.append(beat.__self__.__class__.__name__)
+        beat()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("job.nightly.servable.check", check)
+        assert night("second", "--liveness-file", tmp_path / "alive")[0].code == 0
+    assert beats == ["Progress"]
 
 
 def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):
@@ -260,6 +332,73 @@ def test_a_damaged_log_is_never_taken_for_no_champion(promoted, night, data, tmp
     assert done.code == 65
     assert "000001.json" in done.err
     assert record == {}
+
+
+# Member of a file that a night wrote, and a value that none writes there.
+WRONG: list[tuple[str, str, object]] = [
+    ("night", "verdict", "fine"),
+    ("night", "verdict", "failed"),
+    ("night", "verdict", "bad_data"),
+    ("night", "exit_code", 65),
+    ("night", "ended", "yesterday"),
+    ("night", "ended", "2026-01-01T00:00:00"),
+    ("night", "gate", None),
+    ("night", "gate.probabilities", [[0.5, 0.5]]),
+    ("night", "gate.path", "gates/1.json"),
+    ("night", "champion", None),
+    ("night", "champion.age_seconds", -1),
+    ("night", "config.epochs", 0),
+    ("night", "data.surplus", 1),
+    ("night", "data.files", []),
+    ("night", "who.process", 0),
+    ("night", "findings", []),
+    ("gate", "probabilities.0.0", 1.5),
+    ("gate", "challenger", None),
+    ("gate", "challenger.surplus", 1),
+    ("gate", "settings.alpha", 0),
+    ("gate", "rules.minimum", None),
+    ("gate", "rules.surplus", None),
+    ("gate", "scores.challenger.accuracy", 1.01),
+    ("gate", "newest", {}),
+    ("champion", "number", 2),
+    ("champion", "act", "crown"),
+    ("champion", "act", "hold"),
+    ("champion", "act", "rollback"),
+    ("champion", "night", None),
+    ("champion", "card", None),
+    ("champion", "card.labels.0.count", -1),
+    ("champion", "from", "run"),
+    ("champion", "held", "audit"),
+    ("champion", "barred", [{}]),
+    ("champion", "champion.weights_sha256", "0"),
+    ("champion", "scores.test.challenger", None),
+]
+
+
+def test_the_schemas_refuse_what_no_night_writes(promoted, tmp_path):
+    """Each member is needed, no other is known, and values are those that there can be."""
+    gate = json.loads((tmp_path / "runs" / promoted["gate"]["path"]).read_bytes())
+    right = {"night": promoted, "gate": gate, "champion": log(tmp_path)[0]}
+    wrong = [
+        *((kind, name, {k: v for k, v in right[kind].items() if k != name})
+          for kind in right for name in right[kind]),
+        *((kind, "surplus", right[kind] | {"surplus": 1}) for kind in right),
+        *((kind, place, changed(right[kind], place.split("."), value))
+          for kind, place, value in WRONG),
+    ]  # fmt: skip
+    passed = [(kind, what) for kind, what, each in wrong if schema(kind).is_valid(each)]
+    assert passed == []
+    assert len(wrong) > 80
+
+
+def changed(document: Any, place: list[str], value: object) -> Any:
+    """Return a copy of `document` with another value at `place`."""
+    copy = json.loads(json.dumps(document))
+    inner = copy
+    for part in place[:-1]:
+        inner = inner[int(part) if part.isdigit() else part]
+    inner[int(place[-1]) if place[-1].isdigit() else place[-1]] = value
+    return copy
 
 
 @pytest.fixture

@@ -118,6 +118,21 @@ def test_what_the_program_finds(mlp, mnist, tmp_path, monkeypatch, make, expecte
     assert found is None if expected is None else found.startswith(expected)
 
 
+def test_weights_that_are_quietly_not_loaded_are_noticed(mlp, tmp_path, monkeypatch):
+    servable.lay_out(tmp_path, *vars(mlp).values())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(keras.Model, "load_weights", lambda *_: None)
+    program = {}
+    exec(servable.JUDGE, program)
+    assert program["judge"](servable.TOLERANCE).startswith(f"model_weights.h5 {OTHER}")
+
+
+def test_the_process_is_isolated(mlp, monkeypatch):
+    program = "import sys\ndef judge(_):\n    return None if sys.flags.isolated else 'no'\n"
+    monkeypatch.setattr(servable, "JUDGE", program)
+    assert mlp.check() is None
+
+
 @pytest.mark.slow
 @each_case
 def test_what_a_process_finds(mlp, mnist, make, expected):

@@ -1,0 +1,131 @@
+"""Taking the data in: which files a night trains on, guarded, and what was left out and why."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from job.data import shards, source
+from job.data.card import Card
+from job.data.source import Dataset
+from job.nightly import guard
+from job.nightly.champions import Entry
+from job.nightly.contest import Contender
+from job.nightly.desk import Desk, RefusedError
+from job.nightly.records import Seen
+from job.process.preemption import Preemption
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a night trains on."""
+
+    dataset: Dataset
+    parts: tuple[shards.Part, ...]
+    """The files it is made of."""
+    told: dict[str, Any]
+    """What the record tells of how they were taken."""
+
+
+def take_in(
+    desk: Desk,
+    found: shards.Look,
+    entry: Entry | None,
+    champion: Contender | None,
+    preemption: Preemption,
+) -> Taken:
+    """Return the data set that this night trains on, guarded."""
+    plan, progress = desk.plan, desk.progress
+    seen = desk.records.shards(desk.config.source.place, plan.night)
+    taken: dict[str, Any] = {
+        "new": [part.name for part in seen.new(found.parts)],
+        "changed": [part.name for part in seen.changed(found.parts)],
+        "gone": seen.gone(found.parts),
+    }
+    if taken["gone"]:
+        progress.event("shards_gone", names=taken["gone"])
+    if taken["changed"] and not plan.accept_changed_shards:
+        raise RefusedError(
+            f"{', '.join(taken['changed'])} at {desk.config.data}: the bytes are not those that an "
+            "earlier night had; bring the old ones back under this name, or accept the new ones "
+            "with --accept-changed-shards",
+            **taken,
+        )
+    new = set(taken["new"])
+    parts, skipped = found.parts, dict[str, str]()
+    while True:
+        only = tuple((part.name, part.sha256) for part in parts)
+        dataset = source.load(
+            replace(desk.config.source, only=only), progress.beat, skip_bad=plan.skip_bad_shards
+        )
+        skipped |= dict(dataset.skipped)
+        parts = tuple(part for part in parts if part.name not in skipped)
+        findings = _findings(desk, parts, dataset, seen, entry, champion, preemption)
+        if not findings:
+            break
+        bad: dict[str, str] = {}
+        for finding in findings:
+            name = _to_blame(finding, new)
+            bad[name] = f"{bad[name]}; {finding.sentence}" if name in bad else finding.sentence
+        if not plan.skip_bad_shards or not set(bad) <= {shard.name for shard in dataset.shards}:
+            told = [asdict(finding) for finding in findings]
+            raise RefusedError("; ".join(bad.values()), **taken, skipped=skipped, findings=told)
+        skipped |= bad
+        parts = tuple(part for part in parts if part.name not in bad)
+    seen.accept(parts)
+    # The run tells and records all that was left out, what the guard refused as well.
+    dataset = replace(dataset, skipped=tuple(skipped.items()))
+    return Taken(dataset, parts, {**taken, "skipped": skipped})
+
+
+def _to_blame(finding: guard.Finding, new: Collection[str]) -> str:
+    """Return what a finding speaks against: of a leak between an old and a new shard, the new."""
+    newer = finding.against in new and finding.shard not in new
+    return finding.against if newer else finding.shard
+
+
+def _findings(
+    desk: Desk,
+    parts: Sequence[shards.Part],
+    dataset: Dataset,
+    seen: Seen,
+    entry: Entry | None,
+    champion: Contender | None,
+    preemption: Preemption,
+) -> Sequence[guard.Finding]:
+    """Return what is wrong with the data: leaks anywhere, and drift or labels of new shards."""
+    allowed = desk.plan.leak_allow
+    if entry is None or champion is None:
+        return guard.leaks(dataset, allowed)  # there is nothing to compare with
+    # Those to test with as well: flipped labels there would bend the gate.
+    fresh = [part.name for part in seen.new(parts)]
+    new = [name for name in fresh if name in dataset.segments]
+    if len(new) < len(fresh):  # what they add to is new too: a set in one piece, or other bytes
+        new.insert(0, guard.BASE)
+    card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
+
+    def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        return champion.classes(images, desk.progress.beat)
+
+    with preemption.deferred():
+        checked = guard.check(
+            dataset,
+            new,
+            card,
+            allowed=allowed,
+            classify=classify,
+            accuracy=entry.champion.accuracy,
+        )
+    return checked.refusals(desk.plan.accept_drift)
+
+
+def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:
+    """Return the card of what is trained on but for new shards: of a champion that has none."""
+    card = Card.of(*dataset.base_examples, dataset.classes)
+    for name in dataset.held_out:  # those to train on
+        if name not in new:
+            at = dataset.segments[name]
+            card = card.merge(Card.of(dataset.x_train[at], dataset.y_train[at], dataset.classes))
+    return card
