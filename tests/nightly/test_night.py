@@ -275,6 +275,7 @@ def test_a_damaged_log_is_never_taken_for_no_champion(promoted, night, data, tmp
     assert record == {}
 
 
+FINDING = {"shard": "s", "what": "leak", "value": 1, "bound": 0, "sentence": "s", "digests": []}
 # Member of a file that a night wrote, and a value that none writes there.
 WRONG: list[tuple[str, str, object]] = [
     ("night", "verdict", "fine"),
@@ -295,6 +296,7 @@ WRONG: list[tuple[str, str, object]] = [
     ("night", "skipped", []),
     ("night", "who.process", 0),
     ("night", "findings", []),
+    ("night", "findings", [FINDING]),
     ("gate", "probabilities.0.0", 1.5),
     ("gate", "challenger", None),
     ("gate", "challenger.surplus", 1),
