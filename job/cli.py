@@ -294,7 +294,7 @@ def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
     except Exception as error:  # noqa: BLE001  anything else is a bug, and says so
         return _unforeseen(error)
     if isinstance(ended, dict):
-        return 0, ended
+        return ended["code"], ended
     # Typer ends an interrupted command with this code, and without a word.
     return (
         _failed("interrupted", ended) if ended == signals.EXIT_INTERRUPTED else (ended or 0, None)
@@ -331,7 +331,8 @@ def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
     if ended is None:
         return
     # As the log of the run has it, even where the flags could not be understood.
-    wanted = verdict.given(words, os.environ, "--log") if words[:1] == ["train"] else "text"
+    logs = words[:1] in (["train"], ["retrain"])  # the others print what they were called for
+    wanted = verdict.given(words, os.environ, "--log") if logs else "text"
     progress = Progress(wanted or "auto", sys.stderr)
     console.tell_failure(progress, ended)
     path = verdict.path(words, os.environ)

@@ -10,7 +10,7 @@ import typer
 
 from job import __version__, console, flags, storage
 from job.config import DataSource, RunConfig, check_run_id, fresh_run_id, parse_data, parse_duration
-from job.errors import ConflictError, JobError, UsageError
+from job.errors import ConflictError, JobError, StoppedError, UsageError
 from job.nightly import notice
 from job.process import verdict
 from job.process.liveness import Liveness
@@ -118,10 +118,15 @@ def retrain(
     preemption.install()
     try:
         record = nights_work.retrain(plan, config, cluster, preemption, progress)
-    except JobError as error:
+    except StoppedError:
+        raise  # to be continued: there is nothing to tell, and little time
+    except Exception as error:
+        told = desk.summary_of_failure(plan, config, error)
         if notify is not None:
-            notice.post(notify, {"night": plan.night, **verdict.of_error(error)}, progress)
-        raise
+            notice.post(notify, told, progress)
+        if not isinstance(error, JobError):
+            raise
+        return told  # which says more than `error` does: how old the champion is
     told = desk.summary(record)
     if notify is not None:
         notice.post(notify, told, progress)

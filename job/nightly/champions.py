@@ -310,6 +310,8 @@ def releasing(former: Entry, why: str) -> Entry:
 def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
     """Return the entry that brings an earlier champion back, and bars all that came after it.
 
+    Not barred is what a rollback that is taken back so had brought back itself: that is older.
+
     Args:
         entries: the whole log, the oldest first.
         to: number of the entry whose champion to bring back; None for the champion before.
@@ -341,10 +343,14 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
         raise UsageError(f"{target.champion.run} of entry {target.number} is the champion already")
     back = target.champion
     known = {bar.weights_sha256 for bar in newest.barred}
+    weights = [entry.champion.weights_sha256 for entry in entries]
+    older = set(weights[: weights.index(back.weights_sha256)])
     later = {
         entry.champion.weights_sha256: entry.champion
-        for entry in entries[target.number :]
-        if entry.champion.weights_sha256 != back.weights_sha256
+        for entry in entries
+        if entry.number > target.number
+        and entry.champion.weights_sha256 != back.weights_sha256
+        and (entry.act == "promote" or entry.champion.weights_sha256 not in older)
     }
     bars = (
         *(bar for bar in newest.barred if bar.weights_sha256 != back.weights_sha256),
@@ -356,10 +362,10 @@ def rollback(entries: list[Entry], to: int | None, why: str) -> Entry:
     )
     barred = {bar.weights_sha256 for bar in bars}
     peers = [
-        entry.champion
+        model
         for entry in entries
-        if entry.champion.test_fingerprint == back.test_fingerprint
-        and entry.champion.weights_sha256 not in barred
+        for model in (entry.anchor, entry.champion)  # an anchor may be of an older test set
+        if model.test_fingerprint == back.test_fingerprint and model.weights_sha256 not in barred
     ]
     now = utc_now()
     return replace(

@@ -1,5 +1,6 @@
 """What several models make of the same images: the one room of nights that computes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +48,12 @@ class Contender:
         """Return the model as a Keras archive."""
         return storage.read(self.folder.archive, inference.MAX_WEIGHTS_BYTES)
 
-    def probabilities(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def probabilities(
+        self, images: npt.NDArray[np.uint8], beat: Callable[[], None] = lambda: None
+    ) -> npt.NDArray[np.float64]:
         """Return what the model makes of `images`, uint8 (n, *image_shape): (n, classes).
+
+        Calls `beat` after each batch, as a sign of life.
 
         Raises:
             ConflictError: it takes images of another shape.
@@ -66,11 +71,13 @@ class Contender:
         from job.results import evaluation  # noqa: PLC0415  imports TensorFlow
 
         result: npt.NDArray[np.float64] = np.exp(
-            evaluation.log_softmax(evaluation.predict_logits(net, images))
+            evaluation.log_softmax(evaluation.predict_logits(net, images, beat))
         )
         return result
 
-    def classes(self, images: npt.NDArray[np.uint8]) -> Classes:
-        """Return the most probable class of each image, shape (n,)."""
-        result: Classes = self.probabilities(images).argmax(axis=1)
+    def classes(
+        self, images: npt.NDArray[np.uint8], beat: Callable[[], None] = lambda: None
+    ) -> Classes:
+        """Return the most probable class of each image, shape (n,), as `probabilities` does."""
+        result: Classes = self.probabilities(images, beat).argmax(axis=1)
         return result

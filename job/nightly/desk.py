@@ -12,13 +12,17 @@ from job import __version__
 from job.config import RunConfig
 from job.data import shards
 from job.data.source import Dataset
-from job.errors import DataError, UsageError
+from job.errors import DataError, JobError, UsageError
 from job.nightly import champions, gate
 from job.nightly.champions import Entry, Log
 from job.nightly.records import SCHEMA_VERSION, Records
-from job.process import runtime
+from job.process import runtime, verdict
 from job.process.progress import Progress
+from job.results import publishing
+from job.results.publishing import RunFolder
 from job.storage import parse
+
+_RECENT = 20  # entries that others may have written between a night's own and its record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +67,20 @@ class Desk:
         record = None if night == self.plan.night else self.records.night(night)
         if record is None:  # it was killed before it was over: this one goes on with it
             return None
-        if record.get("verdict") == "held":
-            entry = self.log.newest()
-            if entry is None or entry.held is None:
+        entry = self.log.newest()
+        if record.get("verdict") == "held" and (entry is None or entry.held is None):
+            return None
+        if record.get("verdict") == "refused":
+            judged = (record.get("gate") or {}).get("champion") or {}
+            now = None if entry is None else entry.champion.weights_sha256
+            if judged.get("weights_sha256") != now:  # what it lost to may have been rolled back
                 return None
         return night
+
+    def promoted_by_this_night(self) -> Entry | None:
+        """Return the entry that this night has written before it was killed, if it did."""
+        mine = (each for each in self.log.entries(_RECENT) if each.night == self.plan.night)
+        return next(mine, None)
 
     def barred(self, data_fingerprint: str) -> champions.Bar | None:
         """Return what bars the data from making a champion by themselves."""
@@ -94,7 +107,7 @@ class Desk:
         verdict: str,
         why: str,
         *,
-        found: shards.Look,
+        found: shards.Look | None,
         dataset: Dataset | None = None,
         exit_code: int | None = None,
         **more: Any,
@@ -102,7 +115,8 @@ class Desk:
         """Write what the night came to, tell it, and return it."""
         code = DataError.exit_code if verdict == "bad_data" else exit_code or 0
         facts = {} if dataset is None else dataset.facts()
-        files = [asdict(part) for part in found.parts]
+        files = [asdict(part) for part in found.parts] if found else []
+        fingerprint = found.fingerprint if found else None
         record = {
             "schema_version": SCHEMA_VERSION,
             "night": self.plan.night,
@@ -115,11 +129,39 @@ class Desk:
             "code": code_version(),
             "config_sha256": self.config.digest,
             "config": self.config.identity,
-            "data": {"uri": self.config.data, "fingerprint": found.fingerprint, "files": files}
-            | facts,
+            "data": {"uri": self.config.data, "fingerprint": fingerprint, "files": files} | facts,
             "champion": self._champion(),
             **more,
         }
+        return self._keep(record)
+
+    def close_as_promoted(self, mine: Entry) -> dict[str, Any]:
+        """Close a night that has promoted, was killed, and was begun again on other things.
+
+        What it came to stands in the log; the record tells of that run and its data.
+        """
+        metrics = publishing.read_json(RunFolder(self.output / mine.champion.run).metrics)
+        return self._keep(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "night": self.plan.night,
+                "verdict": "promoted",
+                "why": mine.why,
+                "exit_code": 0,
+                "began": self.began,
+                "ended": champions.utc_now(),
+                "who": champions.who(),
+                "code": code_version(),
+                "config_sha256": metrics.get("config_sha256"),
+                "config": metrics.get("config"),
+                "data": metrics.get("data"),
+                "champion": self._champion(),
+                "run": mine.champion.run,
+                "gate": mine.gate,
+            }
+        )
+
+    def _keep(self, record: dict[str, Any]) -> dict[str, Any]:
         kept = self.records.keep(self.plan.night, record)
         told = summary(kept)
         self.progress.event("night_over", **told)
@@ -185,3 +227,16 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         "champion_age_seconds": champion.get("age_seconds"),
         "stale": champion.get("stale", False),
     }
+
+
+def summary_of_failure(plan: Plan, config: RunConfig, error: Exception) -> dict[str, Any]:
+    """Return what to tell of a night that ended with `error`: its record, where it left one."""
+    ended = verdict.of_error(error)
+    try:
+        record = Records(parse(config.output, "--output")).night(plan.night)
+    except JobError:  # the output may be what is wrong
+        record = None
+    if record is not None and record.get("exit_code") == ended["code"]:
+        return {**ended, **summary(record)}
+    more = {"verdict": ended["status"], "why": ended["error"], "exit_code": ended["code"]}
+    return {"night": plan.night, **ended, **more}

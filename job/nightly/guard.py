@@ -60,6 +60,8 @@ class Finding:
     """What is wrong, where something is."""
     digests: tuple[str, ...] = ()
     """Of leaked images, in hex."""
+    against: str = ""
+    """What leaked images are test images of."""
 
     @property
     def passed(self) -> bool:
@@ -191,7 +193,7 @@ def _leak(name: str, test: str, digests: tuple[str, ...]) -> Finding:
         f"{name}: {len(digests):,} of its images to train on are test images of {test} "
         f"({', '.join(digests[:_SHOWN])}{more}): remove them, or name each by --leak-allow"
     )
-    return Finding(name, "leak", len(digests), 0, sentence, digests)
+    return Finding(name, "leak", len(digests), 0, sentence, digests, test)
 
 
 def _pieces(dataset: Dataset, *, trained: bool) -> Iterator[tuple[str, Images]]:

@@ -1,6 +1,6 @@
 """Taking the data in: which files a night trains on, guarded, and what was left out and why."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,9 +29,15 @@ class Taken:
     """What the record tells of how they were taken."""
 
 
-def take_in(desk: Desk, found: shards.Look, preemption: Preemption) -> Taken:
+def take_in(
+    desk: Desk,
+    found: shards.Look,
+    entry: Entry | None,
+    champion: Contender | None,
+    preemption: Preemption,
+) -> Taken:
     """Return the data set that this night trains on, guarded."""
-    plan, progress, entry = desk.plan, desk.progress, desk.log.newest()
+    plan, progress = desk.plan, desk.progress
     seen = desk.records.shards(desk.config.data, plan.night)
     taken: dict[str, Any] = {
         "new": [part.name for part in seen.new(found.parts)],
@@ -47,7 +53,7 @@ def take_in(desk: Desk, found: shards.Look, preemption: Preemption) -> Taken:
             "with --accept-changed-shards",
             **taken,
         )
-    champion = None if entry is None else Contender.of(desk.output, entry.champion)
+    new = set(taken["new"])
     parts, skipped = found.parts, dict[str, str]()
     while True:
         only = tuple((part.name, part.sha256) for part in parts)
@@ -59,17 +65,25 @@ def take_in(desk: Desk, found: shards.Look, preemption: Preemption) -> Taken:
         findings = _findings(desk, parts, dataset, seen, entry, champion, preemption)
         if not findings:
             break
-        bad = {finding.shard for finding in findings}
-        if not plan.skip_bad_shards or not bad <= {shard.name for shard in dataset.shards}:
-            told = [asdict(finding) for finding in findings]
-            why = "; ".join(finding.sentence for finding in findings)
-            raise RefusedError(why, **taken, skipped=skipped, findings=told)
+        bad: dict[str, str] = {}
         for finding in findings:
-            progress.event("shard_skipped", shard=finding.shard, reason=finding.sentence)
-            skipped[finding.shard] = finding.sentence
+            name = _to_blame(finding, new)
+            bad[name] = f"{bad[name]}; {finding.sentence}" if name in bad else finding.sentence
+        if not plan.skip_bad_shards or not set(bad) <= {shard.name for shard in dataset.shards}:
+            told = [asdict(finding) for finding in findings]
+            raise RefusedError("; ".join(bad.values()), **taken, skipped=skipped, findings=told)
+        skipped |= bad
         parts = tuple(part for part in parts if part.name not in bad)
     seen.accept(parts)
+    # The run tells and records all that was left out, what the guard refused as well.
+    dataset = replace(dataset, skipped=tuple(skipped.items()))
     return Taken(dataset, parts, {**taken, "skipped": skipped})
+
+
+def _to_blame(finding: guard.Finding, new: Collection[str]) -> str:
+    """Return what a finding speaks against: of a leak between an old and a new shard, the new."""
+    newer = finding.against in new and finding.shard not in new
+    return finding.against if newer else finding.shard
 
 
 def _findings(
@@ -86,12 +100,14 @@ def _findings(
     if entry is None or champion is None:
         return guard.leaks(dataset, allowed)  # there is nothing to compare with
     # Those to test with as well: flipped labels there would bend the gate.
-    new = [part.name for part in seen.new(parts) if part.name in dataset.segments]
+    fresh = [part.name for part in seen.new(parts)]
+    new = [name for name in fresh if name in dataset.segments]
+    if len(new) < len(fresh):  # what they add to is new too: a set in one piece, or other bytes
+        new.insert(0, guard.BASE)
     card = Card.from_document(entry.card) if entry.card else _card_without(dataset, new)
 
     def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        desk.progress.beat()
-        return champion.classes(images)
+        return champion.classes(images, desk.progress.beat)
 
     with preemption.deferred():
         checked = guard.check(
@@ -107,8 +123,9 @@ def _findings(
 
 def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:
     """Return the card of what is trained on but for new shards: of a champion that has none."""
-    known = np.ones(len(dataset.x_train), np.bool_)
-    for name in new:
-        if name in dataset.held_out:  # one to train on
-            known[dataset.segments[name]] = False
-    return Card.of(dataset.x_train[known], dataset.y_train[known], dataset.classes)
+    card = Card.of(*dataset.base_examples, dataset.classes)
+    for name in dataset.held_out:  # those to train on
+        if name not in new:
+            at = dataset.segments[name]
+            card = card.merge(Card.of(dataset.x_train[at], dataset.y_train[at], dataset.classes))
+    return card

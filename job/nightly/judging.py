@@ -46,20 +46,19 @@ def judge(desk: Desk, challenger: Contender, entry: Entry | None, dataset: Datas
     if entry is not None and entry.anchor.weights_sha256 != entry.champion.weights_sha256:
         anchor = Contender.of(output, entry.anchor)
     newest = _newest(dataset, champion)
-    probabilities = challenger.probabilities(dataset.x_test)
-    beat()
+    probabilities = challenger.probabilities(dataset.x_test, beat)
     named = {"challenger": challenger, "champion": champion, "anchor": anchor}
     guesses = {"challenger": probabilities.argmax(axis=1)}
     fresh: dict[str, Any] = {}
     for name, contender in named.items():
         if contender is None:
             continue
-        if name not in guesses:
-            same = name == "anchor" and anchor is champion
-            guesses[name] = guesses["champion"] if same else contender.classes(dataset.x_test)
+        if name == "anchor" and anchor is champion:
+            guesses[name] = guesses["champion"]
+        elif name not in guesses:
+            guesses[name] = contender.classes(dataset.x_test, beat)
         if newest is not None:
-            fresh[name] = _score(contender.classes(newest[0]), newest[1])
-        beat()
+            fresh[name] = _score(contender.classes(newest[0], beat), newest[1])
     models = {
         name: _judged_on(dataset, contender.model, guesses[name])
         for name, contender in named.items()

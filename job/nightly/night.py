@@ -14,20 +14,20 @@ from typing import Any
 from job.config import RunConfig
 from job.data import shards
 from job.data.source import Dataset
-from job.errors import DataError, TemporaryError, UsageError
+from job.errors import ConflictError, DataError, TemporaryError, UsageError
 from job.nightly import champions, servable
 from job.nightly.champions import Entry, Model
 from job.nightly.contest import Contender
 from job.nightly.desk import Desk, Plan, code_version, summary
 from job.nightly.intake import Taken, take_in
 from job.nightly.judging import Judged, judge, keep_verdict
+from job.nightly.records import Records
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.run import train_run
 from job.workers.cluster import Cluster
 
 _MOST_RACES = 20  # lost ones in a row: far more than nights that overlap
-_RECENT = 20  # entries that others may have written between a night's own and its record
 
 
 def retrain(
@@ -48,20 +48,33 @@ def retrain(
     """
     desk = Desk(plan, config, progress)
     if (record := desk.records.night(plan.night)) is not None:
-        return _as_it_ended(record, plan, progress)
-    found = shards.look(config.source, progress.beat)
+        return _as_it_ended(record, desk)
+    mine = desk.promoted_by_this_night()
+    try:
+        found = shards.look(config.source, progress.beat)
+    except DataError as error:
+        if mine is not None:
+            return _as_it_ended(desk.close_as_promoted(mine), desk)
+        desk.close("bad_data", str(error), found=None)
+        raise
     progress.event("night_started", night=plan.night, data=config.data, files=len(found.parts))
     key = _key(plan, config, found.fingerprint)
+    if mine is not None and not Records.is_of(mine.gate, key):
+        return _as_it_ended(desk.close_as_promoted(mine), desk)
     if (before := desk.decided_before(key)) is not None:
         return desk.close(
             "unchanged",
             f"nothing new: night {before} has decided on the same code, config and data",
             found=found,
         )
+    entry = desk.log.newest()
+    # Before the data are looked into: that its file is damaged is no fault of theirs.
+    champion = None if entry is None else Contender.of(desk.output, entry.champion)
     with desk.recording_failures(found):
-        taken = take_in(desk, found, preemption)
+        taken = take_in(desk, found, entry, champion, preemption)
         dataset = taken.dataset
-        if (bar := desk.barred(dataset.fingerprint)) is not None:
+        # What has promoted already and was rolled back since has promoted all the same.
+        if mine is None and (bar := desk.barred(dataset.fingerprint)) is not None:
             return desk.close("barred", _barred(bar), found=found, dataset=dataset, **taken.told)
         config = _run_of(config, taken)
         document = train_run(config, cluster, preemption, progress, dataset=dataset)
@@ -78,9 +91,19 @@ def retrain(
     )
 
 
-def _as_it_ended(record: dict[str, Any], plan: Plan, progress: Progress) -> dict[str, Any]:
-    """Return the record of a night that is over, or raise as it did."""
-    progress.event("night_over_already", **summary(record))
+def _as_it_ended(record: dict[str, Any], desk: Desk) -> dict[str, Any]:
+    """Return the record of a night that is over, or raise as it did.
+
+    Raises:
+        ConflictError: it was one of another config.
+    """
+    plan, config = desk.plan, desk.config
+    desk.progress.event("night_over_already", **summary(record))
+    if record.get("config_sha256") != config.digest:
+        raise ConflictError(
+            f"night {plan.night} at {desk.output} is over, and was one of another config "
+            f"({config.difference(record.get('config') or {})}): give another --night"
+        )
     code, why = record.get("exit_code"), f"{record.get('why')} (night {plan.night} is over)"
     if code == DataError.exit_code:
         raise DataError(why)
@@ -158,9 +181,8 @@ def _decide(
 
 def _promoted_already(desk: Desk, challenger: Model, entry: Entry | None) -> _Outcome | None:
     """Return what is to be said if the challenger is, or was by this night, promoted."""
-    for mine in desk.log.entries(_RECENT):
-        if mine.night == desk.plan.night:  # it was killed before it was over, and goes on
-            return _Outcome("promoted", mine.why, mine.gate)
+    if (mine := desk.promoted_by_this_night()) is not None:
+        return _Outcome("promoted", mine.why, mine.gate)
     if entry is not None and entry.champion.weights_sha256 == challenger.weights_sha256:
         by = f"by night {entry.night}" if entry.night else f"by a person ({entry.why})"
         return _Outcome("unchanged", f"these weights are the champion already, {by}")
@@ -174,13 +196,14 @@ def _against(
     why = judged.verdict.why
     if not judged.verdict.passed:
         return "refused", why
-    if desk.plan.rules.promote == "manual":
+    if not judged.verdict.promotes:
         waits = f"passed, and waits for mnist-job promote {contender.model.run} --reason ..."
         return "awaiting", f"{waits}; {why}"
     if entry is not None and entry.held is not None:
         return "held", f"passed, but promotions are held: {entry.held}; {why}"
     broken = servable.check(
-        contender.archive(), contender.weights, judged.images, judged.probabilities
+        *(contender.archive(), contender.weights, judged.images, judged.probabilities),
+        desk.progress.beat,
     )
     if broken is not None:
         what = "plain Keras does not get from the published files what was recorded"

@@ -83,6 +83,11 @@ class Records:
         """Return the path of a verdict of the gate, below the output."""
         return f"{GATES}/{short(key)}.{short(test_fingerprint)}.{number:02}.json"
 
+    @staticmethod
+    def is_of(told: dict[str, Any] | None, key: str) -> bool:
+        """Say whether the verdict that an entry tells of was one on `key`."""
+        return str((told or {}).get("path")).startswith(f"{GATES}/{short(key)}.")
+
     def keep_verdict(
         self, key: str, number: int, test_fingerprint: str, document: dict[str, Any]
     ) -> None:

@@ -200,6 +200,35 @@ def test_rollback_forward_lifts_the_bar():
     assert entry.bars("w-b", "d-b") is None
 
 
+def test_rollback_forward_bars_nothing_that_is_older():
+    entries = chain(model("a", 95), model("b", 94))
+    entries.append(champions.rollback(entries, None, "b fails"))
+    entries.append(champions.holding(entries[-1], "see"))
+    entries.append(champions.rollback(entries, 2, "b was not to blame"))
+    assert entries[-1].barred == ()
+    assert entries[-1].anchor.run == "run-a"
+    entry = champions.rollback(entries, None, "b was to blame after all")
+    assert entry.champion.run == "run-a"
+    assert [bar.run for bar in entry.barred] == ["run-b"]
+
+
+def test_rollback_bars_an_older_one_that_a_person_had_promoted_again():
+    entries = chain(model("a"), model("b"))
+    entries.append(champions.promotion_by_hand(entries[-1], model("a"), "it was better"))
+    entry = champions.rollback(entries, None, "it was not")
+    assert entry.champion.run == "run-b"
+    assert [bar.run for bar in entry.barred] == ["run-a"]
+
+
+def test_rollback_keeps_an_anchor_that_was_scored_anew_on_another_test_set():
+    entries = chain(model("a", 98))
+    again = model("a", 97, test="t2")
+    entries.append(champions.promotion(entries[-1], model("b", 96, test="t2"), again, why="n"))
+    entries.append(champions.promotion(entries[-1], model("c", 96, test="t2"), again, why="n"))
+    entry = champions.rollback(entries, None, "c fails")
+    assert (entry.champion.run, entry.anchor) == ("run-b", again)
+
+
 @pytest.mark.parametrize(
     ("names", "to", "message"),
     [

@@ -3,13 +3,17 @@
 import json
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import schema
+
+from job.data.card import Card
 
 FLAGS = ("--epochs", "2", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 
@@ -139,6 +143,7 @@ def test_bad_data_end_the_night_by_name_and_stay_bad(promoted, night, data, mnis
     assert (done.code, record["verdict"], record["exit_code"]) == (65, "bad_data", 65)
     assert "train-half.npz" in done.err
     assert done.err.count("\n") == 1
+    assert json.loads(done.err)["code"] == 65  # in the form of the log
     again, same = night("second")
     assert (again.code, same) == (65, record)
     third, other = night("third")  # nothing has changed, and that is no reason to be silent
@@ -163,7 +168,7 @@ def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
     assert (record["new"], record["changed"]) == (["train-a.npz"], [])
 
 
-def test_bad_shards_can_be_left_out_loudly(promoted, night, data, mnist):
+def test_bad_shards_can_be_left_out_loudly(promoted, night, data, tmp_path, mnist):
     del promoted
     shard(data, "good", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
     shard(data, "flipped", mnist.x_train[2000:2500], 9 - mnist.y_train[2000:2500])
@@ -172,7 +177,61 @@ def test_bad_shards_can_be_left_out_loudly(promoted, night, data, mnist):
     assert done.code == 0, done.err
     assert set(record["skipped"]) == {"train-flipped.npz", "train-half.npz"}
     assert [each["name"] for each in record["data"]["shards"]] == ["train-good.npz"]
-    assert done.out.count('"shard_skipped"') >= 2
+    told = [json.loads(line) for line in done.out.splitlines() if '"shard_skipped"' in line]
+    assert [each["shard"] for each in told] == ["train-half.npz", "train-flipped.npz"]
+    run = json.loads((tmp_path / f"runs/{record['run']}/metrics.json").read_bytes())
+    assert {each["name"] for each in run["data"]["skipped"]} == set(record["skipped"])
+
+
+def test_new_test_images_that_are_trained_on_already_are_to_blame(promoted, night, data, mnist):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    assert night("second")[0].code == 0
+    taken = {"x_test": mnist.x_train[1400:1600], "y_test": mnist.y_train[1400:1600]}
+    np.savez(data / "test-b.npz", **taken)
+    done, record = night("third")
+    assert done.code == 65
+    assert {each["against"] for each in record["findings"]} == {"test-b.npz"}
+    _, record = night("fourth", "--skip-bad-shards")
+    assert list(record["skipped"]) == ["test-b.npz"]  # and neither the base nor train-a.npz
+    assert [each["name"] for each in record["data"]["shards"]] == ["train-a.npz"]
+
+
+def test_a_champion_without_a_card_is_compared_with_what_was_there(
+    promoted, night, command, data, tmp_path, mnist, monkeypatch
+):
+    shard(data, "a", mnist.x_train[1500:2500], mnist.y_train[1500:2500])
+    second = night("second", "--promote", "manual")[1]["run"]
+    words = ("--output", tmp_path / "runs", "--reason", "looks good")
+    assert command("promote", second, *words).code == 0  # by a person: the entry has no card
+    seen = []
+    monkeypatch.setattr("job.nightly.guard.check", lambda *given, **_: seen.append(given))
+    shard(data, "b", mnist.x_train[2500:3000], mnist.y_train[2500:3000])
+    assert night("third")[0].code == 70  # what `seen` was asked for
+    (dataset, new, card) = seen[0]
+    assert list(new) == ["train-b.npz"]
+    known = len(dataset.x_train) - len(dataset.x_train[dataset.segments["train-b.npz"]])
+    whole = Card.of(dataset.x_train[:known], dataset.y_train[:known], 10)
+    assert promoted["run"] != second
+    assert card.counts.tolist() == whole.counts.tolist()
+    assert np.allclose(card.means, whole.means)
+    assert np.allclose(card.deviations, whole.deviations)
+
+
+def test_there_are_signs_of_life_while_models_classify(promoted, night, data, mnist, tmp_path):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    beats: list[str] = []
+
+    def check(*given):
+        beat = given[4]
+        beats.append(beat.__self__.__class__.__name__)
+        beat()
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("job.nightly.servable.check", check)
+        assert night("second", "--liveness-file", tmp_path / "alive")[0].code == 0
+    assert beats == ["Progress"]
 
 
 def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):
@@ -343,3 +402,152 @@ def changed(document: Any, place: list[str], value: object) -> Any:
         inner = inner[int(part) if part.isdigit() else part]
     inner[int(place[-1]) if place[-1].isdigit() else place[-1]] = value
     return copy
+
+
+@pytest.fixture
+def posts():
+    """Return the URL of a server, and the list of what is posted to it."""
+    found: list[dict[str, Any]] = []
+
+    class Listener(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            found.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listener) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/secret", found
+        server.shutdown()
+
+
+def test_people_are_told_of_refused_data_as_the_record_has_it(
+    promoted, night, data, posts, tmp_path
+):
+    url, found = posts
+    (data / "train-half.npz").write_bytes(b"PK half")
+    more = ("--notify", url, "--stale-after", "0s", "--termination-log", tmp_path / "ended")
+    done, record = night("second", *more)
+    assert done.code == 65
+    (told,) = found
+    ended = json.loads((tmp_path / "ended").read_bytes())
+    for each in (told, ended):
+        assert each["verdict"] == record["verdict"] == "bad_data"
+        assert each["champion"] == promoted["run"]
+        assert each["champion_age_seconds"] > 0
+        assert each["stale"] is True
+        assert each["code"] == 65
+    assert told["text"].startswith("mnist-job night second: bad_data, and the champion is stale: ")
+    assert "train-half.npz" in told["text"]
+
+
+def test_people_are_told_why_a_night_did_not_begin(promoted, night, data, posts, tmp_path):
+    del promoted
+    url, found = posts
+    data.rename(tmp_path / "elsewhere")
+    assert night("second", "--notify", url)[0].code == 66
+    (told,) = found
+    assert (told["verdict"], told["code"]) == ("failed", 66)
+    assert f"{data} does not exist" in told["text"]
+
+
+def test_a_shard_whose_name_is_refused_ends_the_night(promoted, night, data, mnist):
+    del promoted
+    shard(data, "a b", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    done, record = night("second")
+    assert (done.code, record["verdict"]) == (65, "bad_data")
+    assert "train-a b.npz" in record["why"]
+    assert night("second")[1] == record
+
+
+def test_a_base_with_other_bytes_is_measured_too(promoted, night, data, tmp_path, mnist):
+    del promoted
+    arrays = {name: each.copy() for name, each in np.load(data / "base.npz").items()}
+    turned = {"y_train": 9 - arrays["y_train"], "y_test": 9 - arrays["y_test"]}
+    np.savez(data / "base.npz", **{**arrays, **turned})
+    assert night("second")[0].code == 65
+    done, record = night("third", "--accept-changed-shards")
+    assert (done.code, record["verdict"]) == (65, "bad_data")
+    assert "(base): the champion agrees with" in record["why"]
+    assert len(log(tmp_path)) == 1
+    more = {"x_train": mnist.x_train[:2000], "y_train": mnist.y_train[:2000]}
+    np.savez(data / "base.npz", **{**arrays, **more})
+    assert night("fourth", "--accept-changed-shards")[0].code == 0
+
+
+def test_another_set_in_one_piece_is_measured_too(promoted, command, data, tmp_path):
+    del promoted
+    arrays = dict(np.load(data / "base.npz"))
+    turned = {"y_train": 9 - arrays["y_train"], "y_test": 9 - arrays["y_test"]}
+    np.savez(tmp_path / "other.npz", **{**arrays, **turned})
+    words = ("--data", tmp_path / "other.npz", "--output", tmp_path / "runs", *FLAGS)
+    done = command("retrain", *words)
+    assert done.code == 65
+    assert "(base): the champion agrees with" in done.err
+    assert len(log(tmp_path)) == 1
+
+
+def test_what_was_refused_is_decided_again_once_its_better_is_rolled_back(
+    promoted, night, command, data, tmp_path, mnist
+):
+    weak = ("--learning-rate", "0.00001", "--gate-minimum", "0")
+    shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    better = night("second")[1]
+    assert better["verdict"] == "promoted"
+    (data / "train-a.npz").unlink()
+    assert night("third", *weak)[1]["verdict"] == "refused"
+    assert night("fourth", *weak)[1]["verdict"] == "unchanged"
+    words = ("--output", tmp_path / "runs", "--reason", "fails")
+    assert command("rollback", *words).code == 0
+    again = night("fifth", *weak)[1]
+    assert again["verdict"] == "refused"
+    assert again["gate"]["champion"]["run"] == promoted["run"]
+    assert night("sixth", *weak)[1]["verdict"] == "unchanged"  # and not for ever
+
+
+def test_a_night_of_another_config_is_another_night(promoted, night):
+    done, record = night("first", "--epochs", "3")
+    assert done.code == 73
+    assert "epochs 2 there, 3 here" in done.err
+    assert record == promoted
+
+
+@pytest.mark.parametrize("comes", ["whole", "bad"])
+def test_a_night_that_promoted_before_it_was_killed_came_to_that(
+    night, data, tmp_path, mnist, monkeypatch, comes
+):
+    monkeypatch.setattr("job.nightly.servable.check", lambda *_, **__: None)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr("job.nightly.records.Records.keep", die)
+        assert night("first")[0].code == 130
+    (entry,) = log(tmp_path)
+    # What comes meanwhile is for the next night.
+    name = "a" if comes == "whole" else "a b"
+    shard(data, name, mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    done, record = night("first")
+    assert done.code == 0
+    assert (record["verdict"], record["run"]) == ("promoted", entry["to"])
+    assert record["data"]["fingerprint"] == entry["champion"]["data_fingerprint"]
+    assert record["gate"] == entry["gate"]
+    assert night("first")[1] == record
+    assert len(log(tmp_path)) == 1
+
+
+def test_a_damaged_champion_is_no_fault_of_the_data(promoted, night, data, tmp_path, mnist):
+    weights = tmp_path / f"runs/{promoted['run']}/model_weights.h5"
+    whole = weights.read_bytes()
+    weights.unlink()
+    weights.write_bytes(whole[:-1])
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    done, record = night("second")
+    assert (done.code, record) == (65, {})
+    assert "model_weights.h5" in done.err
+    weights.write_bytes(whole)
+    assert night("second")[0].code == 0
