@@ -38,7 +38,7 @@ def take_in(
 ) -> Taken:
     """Return the data set that this night trains on, guarded."""
     plan, progress = desk.plan, desk.progress
-    seen = desk.records.shards(desk.config.data, plan.night)
+    seen = desk.records.shards(desk.config.source.place, plan.night)
     taken: dict[str, Any] = {
         "new": [part.name for part in seen.new(found.parts)],
         "changed": [part.name for part in seen.changed(found.parts)],
