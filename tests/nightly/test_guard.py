@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,10 +348,14 @@ def test_bad_data_are_shown_and_refused(
     assert command(*words, *allow, "--accept-drift", "train-a.npz").code == 0
 
 
-def test_with_an_output_its_champions_data_are_the_measure(
-    command: Callable[..., Finished], mnist: Dataset, small_mnist: str, tmp_path: Path
+def test_with_an_output_its_champion_and_the_data_of_that_are_the_measure(
+    command: Callable[..., Finished],
+    mnist: Dataset,
+    small_mnist: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from job.nightly import champions
+    from job.nightly import champions, contest
 
     inverted = 255 - mnist.x_train[:2000]
     model = champions.Model("r", "mlp", "0" * 64, "0" * 64, "0" * 64, 9, 10)
@@ -361,10 +366,18 @@ def test_with_an_output_its_champions_data_are_the_measure(
     data.mkdir()
     put(data, "train-a.npz", 255 - mnist.x_test[:700], mnist.y_test[:700])
     words = ["data", "check", data, "--base", small_mnist, "--output", output]
+    assert command(*words).code == 66  # whose run isn't there
+
+    def classes(images: np.ndarray) -> np.ndarray:
+        return np.zeros(len(images), np.int64)
+
+    named = SimpleNamespace(model=model, classes=classes)
+    monkeypatch.setattr(contest.Contender, "of", lambda *_: named)
     refused = command(*words)
     assert refused.code == 65
     assert f"{guard.BASE}: the pixel mean" in refused.err
-    assert "train-a.npz: " not in refused.err
+    assert "train-a.npz: the pixel" not in refused.err
+    assert "train-a.npz: the champion agrees with" in refused.err
     assert command(*words[:-2]).code == 65
     empty = command(*words[:-1], tmp_path / "no champion yet")
     assert "train-a.npz: the pixel mean" in empty.err
