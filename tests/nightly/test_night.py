@@ -153,7 +153,8 @@ def test_bad_data_end_the_night_by_name_and_stay_bad(promoted, night, data, mnis
 def test_a_flag_that_does_not_fit_the_data_ends_the_night(night):
     done, record = night("first", "--batch-size", "1501")
     assert (done.code, record["verdict"], record["exit_code"]) == (64, "failed", 64)
-    assert night("first")[0].code == 64  # another flag is another night
+    assert night("first", "--batch-size", "1501")[0].code == 64  # and it is over
+    assert night("first")[0].code == 73  # with another config it is another night's name
 
 
 def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
