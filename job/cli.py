@@ -12,6 +12,7 @@ import typer
 
 from job import __version__, console, flags, nights, storage
 from job.config import RunConfig, fresh_run_id, parse_data
+from job.console import HURRY_SECONDS
 from job.errors import (
     ClusterError,
     CredentialsError,
@@ -33,9 +34,6 @@ PROGRAM = "mnist-job"
 CHAMPION = "champion"  # as weights: those of whoever is champion below --output
 EXIT_BUG = JobError.exit_code
 MAX_PREDICTIONS = 100_000
-# A pod on a spot node has 25 seconds to end: these are for saving, run.END_SECONDS for the record
-# of the end, and the rest for a chunk of training to finish and the process to exit.
-HURRY_SECONDS = 15.0
 _BUG = "this is a bug in the job, not in what you did: please report it"
 
 app = typer.Typer(

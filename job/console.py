@@ -1,4 +1,4 @@
-"""What commands that print a result share: where they print, how they end, how they use storage."""
+"""What commands share: where they print, how they end, how they use storage."""
 
 import os
 import sys
@@ -9,6 +9,10 @@ from job.process import preemption as signals
 from job.process import verdict
 from job.process.progress import Progress, drop_unwritten, reason, write_line
 from job.storage import Settings
+
+# A pod on a spot node has 25 seconds to end: these are for saving, run.END_SECONDS for the record
+# of the end, and the rest for a chunk of training to finish and the process to exit.
+HURRY_SECONDS = 15.0
 
 
 def progress_aside(timeout: float, anonymous: bool) -> Progress:

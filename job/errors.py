@@ -31,8 +31,7 @@ class JobError(Exception):
 
     def __str__(self) -> str:
         """Return the message folded into one printable line: it may quote foreign files."""
-        line = " ".join(super().__str__().split())
-        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)
+        return in_one_line(super().__str__())
 
 
 class UsageError(JobError):
@@ -87,3 +86,9 @@ class ClusterError(JobError):
     """The environment or the configuration of the cluster is wrong, or its memory too small."""
 
     exit_code = 78
+
+
+def in_one_line(text: str) -> str:
+    """Return `text` folded into one printable line."""
+    line = " ".join(text.split())
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in line)

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,14 @@ import typer
 
 from job import __version__, console, flags, storage
 from job.config import DataSource, RunConfig, check_run_id, fresh_run_id, parse_data, parse_duration
-from job.errors import ConflictError, JobError, StoppedError, UsageError
+from job.errors import (
+    ConflictError,
+    DataError,
+    JobError,
+    MissingInputError,
+    StoppedError,
+    UsageError,
+)
 from job.nightly import notice
 from job.process import verdict
 from job.process.liveness import Liveness
@@ -22,7 +30,6 @@ from job.workers.cluster import Cluster
 if TYPE_CHECKING:
     from job.nightly import champions
 
-HURRY_SECONDS = 15.0  # for what is under way when a signal comes; cli.py tells of the rest
 _MOST_RACES = 20
 
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -112,7 +119,7 @@ def retrain(
     flags.warn_of_unknown_variables(os.environ, progress)
     preemption = Preemption(
         time_limit,
-        when_asked=lambda: storage.hurry(HURRY_SECONDS),
+        when_asked=lambda: storage.hurry(console.HURRY_SECONDS),
         when_interrupted=lambda: progress.event("stopping"),
     )
     preemption.install()
@@ -169,7 +176,9 @@ def promote(
     model = champions.published(place, run)
 
     def entry(log: champions.Log) -> champions.Entry:
-        return champions.promotion_by_hand(log.newest(), model, _given(reason))
+        former = log.newest()
+        anchor = None if former is None else champions.anchor_instead(log, former)
+        return champions.promotion_by_hand(former, model, _given(reason), anchor)
 
     _append(champions.Log(place), entry)
 
@@ -189,8 +198,12 @@ def rollback(
     def entry(log: champions.Log) -> champions.Entry:
         log.needed()
         back = champions.rollback(log.entries(), to, _given(reason))
-        champions.published(log.output, back.champion.run)  # it may have been pruned
-        return back
+        try:
+            champions.published(log.output, back.champion.run)  # it may have been pruned
+        except (MissingInputError, DataError) as error:
+            raise type(error)(f"{error}; or bring another champion back, by --to") from error
+        anchor = champions.anchor_instead(log, back)
+        return back if anchor is None else replace(back, anchor=anchor)
 
     _append(champions.Log(parse(output, "--output")), entry)
 

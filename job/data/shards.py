@@ -173,7 +173,10 @@ def digests(images: Images) -> list[bytes]:
 
 
 def held_out(of_images: Sequence[bytes]) -> npt.NDArray[np.bool_]:
-    """Tell by their digests which images are never trained on, today or ever; shape (n,)."""
+    """Tell by their digests which images of a shard are never trained on from it; shape (n,).
+
+    The same image is held out of every shard that holds it, on every night.
+    """
     limit = int(HELD_OUT * 2**64)
     first = (int.from_bytes(digest[:8], "big") for digest in of_images)
     return np.fromiter((number < limit for number in first), np.bool_, len(of_images))

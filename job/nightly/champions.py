@@ -251,8 +251,16 @@ def promotion(former: Entry | None, champion: Model, anchor: Model | None, **fac
     )
 
 
-def promotion_by_hand(former: Entry | None, champion: Model, why: str) -> Entry:
+def promotion_by_hand(
+    former: Entry | None, champion: Model, why: str, anchor: Model | None = None
+) -> Entry:
     """Return the entry by which a person makes `champion` the champion; it is barred no longer.
+
+    Args:
+        former: the entry in force; None where there is none.
+        champion: by `published`.
+        why: the reason that the person gives.
+        anchor: takes the place of the former one, whose run is gone; None where it is there.
 
     Raises:
         UsageError: it is the champion already, or promotions are held.
@@ -262,9 +270,11 @@ def promotion_by_hand(former: Entry | None, champion: Model, why: str) -> Entry:
     if former.held is not None:
         raise UsageError(f"promotions are held ({former.held}): mnist-job unhold --reason first")
     if former.champion.weights_sha256 == champion.weights_sha256:
-        raise UsageError(f"{champion.run} is the champion already: nothing was changed")
+        if anchor is None:
+            raise UsageError(f"{champion.run} is the champion already: nothing was changed")
+        return _act(former, "promote", why, anchor=anchor)
     left = tuple(bar for bar in former.barred if bar.weights_sha256 != champion.weights_sha256)
-    return replace(promotion(former, champion, former.anchor, why=why), barred=left)
+    return replace(promotion(former, champion, anchor or former.anchor, why=why), barred=left)
 
 
 def published(output: Place, run: str) -> Model:
@@ -283,6 +293,31 @@ def published(output: Place, run: str) -> Model:
         )
     _, metrics = publishing.read_artifact(folder.weights, MAX_WEIGHTS_BYTES)
     return Model.of_run(run, metrics)
+
+
+def anchor_instead(log: Log, entry: Entry) -> Model | None:
+    """Return what is to be the anchor where that of `entry` is gone or damaged; None where not.
+
+    The best former champion that is there, was judged on the same test set, and is not barred.
+    """
+
+    def is_there(model: Model) -> bool:
+        try:
+            return published(log.output, model.run).weights_sha256 == model.weights_sha256
+        except (MissingInputError, DataError, ConflictError):
+            return False
+
+    if is_there(entry.anchor):
+        return None
+    peers = [
+        model
+        for each in log.entries()
+        for model in (each.anchor, each.champion)  # an anchor may be of an older test set
+        if model.test_fingerprint == entry.champion.test_fingerprint
+        and entry.bars(model.weights_sha256, "") is None
+    ]
+    best_first = sorted(peers, key=lambda model: model.test_correct, reverse=True)
+    return next(filter(is_there, best_first), entry.champion)
 
 
 def holding(former: Entry, why: str) -> Entry:

@@ -8,13 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from job import storage
-from job.errors import ConflictError, DataError
+from job.errors import ConflictError, DataError, MissingInputError
 from job.nightly.champions import Model
 from job.results import inference, publishing
 from job.results.publishing import RunFolder
 from job.storage import Place
 
 Classes = npt.NDArray[np.int64]
+# Of a champion another takes the place; of an anchor the best that is there, whoever is promoted.
+_REMEDY = "bring the file back, or promote by hand a run that is whole, the champion perhaps"
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,17 @@ class Contender:
             MissingInputError: they are gone.
         """
         folder = RunFolder(output / model.run)
-        content, metrics = publishing.read_artifact(folder.weights, inference.MAX_WEIGHTS_BYTES)
+        try:
+            content, metrics = publishing.read_artifact(folder.weights, inference.MAX_WEIGHTS_BYTES)
+        except (MissingInputError, DataError) as error:
+            raise type(error)(
+                f"the log of champions names {model.run}: {error}; {_REMEDY}"
+            ) from error
         found = publishing.describe("", content).sha256
         if found != model.weights_sha256:
             raise DataError(
                 f"{folder.weights} has the sha256 {found[:12]}..., but the log of champions says "
-                f"{model.weights_sha256[:12]}...: bring the file back, or promote another run"
+                f"{model.weights_sha256[:12]}...; {_REMEDY}"
             )
         return cls(model, folder, content, metrics)
 

@@ -57,6 +57,12 @@ class Desk:
         self.records = Records(self.output)
         self.log = Log(self.output)
         self.began = champions.utc_now()
+        self.found: shards.Look | None = None  # until the data are looked at
+
+    def look(self) -> shards.Look:
+        """Look at what lies at the source, and keep it for the record."""
+        self.found = shards.look(self.config.source, self.progress.beat)
+        return self.found
 
     def decided_before(self, key: str) -> str | None:
         """Return the night that decided on `key` and is over, or None where there is more to do."""
@@ -88,18 +94,18 @@ class Desk:
         return None if entry is None else entry.bars("", data_fingerprint)
 
     @contextlib.contextmanager
-    def recording_failures(self, found: shards.Look) -> Iterator[None]:
+    def recording_failures(self) -> Iterator[None]:
         """Close the night if its data are bad or its training comes to nothing."""
         try:
             yield
         except RefusedError as refused:
-            self.close("bad_data", str(refused), found=found, **refused.taken)
+            self.close("bad_data", str(refused), **refused.taken)
             raise
         except DataError as error:
-            self.close("bad_data", str(error), found=found)
+            self.close("bad_data", str(error))
             raise
         except UsageError as error:
-            self.close("failed", str(error), found=found, exit_code=error.exit_code)
+            self.close("failed", str(error), exit_code=error.exit_code)
             raise
 
     def close(
@@ -107,16 +113,18 @@ class Desk:
         verdict: str,
         why: str,
         *,
-        found: shards.Look | None,
         dataset: Dataset | None = None,
         exit_code: int | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        """Write what the night came to, tell it, and return it."""
+        """Write what the night came to, tell it, and return it; `more` goes over the rest.
+
+        If a twin of this process was faster, its word stands.
+        """
         code = DataError.exit_code if verdict == "bad_data" else exit_code or 0
         facts = {} if dataset is None else dataset.facts()
-        files = [asdict(part) for part in found.parts] if found else []
-        fingerprint = found.fingerprint if found else None
+        files = [asdict(part) for part in self.found.parts] if self.found else []
+        fingerprint = self.found.fingerprint if self.found else None
         record = {
             "schema_version": SCHEMA_VERSION,
             "night": self.plan.night,
@@ -133,35 +141,6 @@ class Desk:
             "champion": self._champion(),
             **more,
         }
-        return self._keep(record)
-
-    def close_as_promoted(self, mine: Entry) -> dict[str, Any]:
-        """Close a night that has promoted, was killed, and was begun again on other things.
-
-        What it came to stands in the log; the record tells of that run and its data.
-        """
-        metrics = publishing.read_json(RunFolder(self.output / mine.champion.run).metrics)
-        return self._keep(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "night": self.plan.night,
-                "verdict": "promoted",
-                "why": mine.why,
-                "exit_code": 0,
-                "began": self.began,
-                "ended": champions.utc_now(),
-                "who": champions.who(),
-                "code": code_version(),
-                "config_sha256": metrics.get("config_sha256"),
-                "config": metrics.get("config"),
-                "data": metrics.get("data"),
-                "champion": self._champion(),
-                "run": mine.champion.run,
-                "gate": mine.gate,
-            }
-        )
-
-    def _keep(self, record: dict[str, Any]) -> dict[str, Any]:
         kept = self.records.keep(self.plan.night, record)
         told = summary(kept)
         self.progress.event("night_over", **told)
@@ -169,6 +148,15 @@ class Desk:
             age = told["champion_age_seconds"]
             self.progress.event("champion_stale", champion=told["champion"], age_seconds=age)
         return kept
+
+    def close_as_promoted(self, mine: Entry) -> dict[str, Any]:
+        """Close a night that has promoted, was killed, and was begun again on other things.
+
+        What it came to stands in the log; the record tells of that run and its data.
+        """
+        metrics = publishing.read_json(RunFolder(self.output / mine.champion.run).metrics)
+        of_run = {name: metrics.get(name) for name in ("config_sha256", "config", "data")}
+        return self.close("promoted", mine.why, run=mine.champion.run, gate=mine.gate, **of_run)
 
     def _champion(self) -> dict[str, Any] | None:
         entry = self.log.newest()

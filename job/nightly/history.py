@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from job.errors import in_one_line
 from job.nightly.champions import Entry
 
 
@@ -21,8 +22,8 @@ def table(entries: Sequence[Entry]) -> str:
             f"test images, for {days:.1f} days"
         ),
         f"anchor     {anchor.run}, {anchor.accuracy:.2%}",
-        *([f"held       {newest.held}"] if newest.held else []),
-        *(f"barred     {bar.run}: {bar.why}" for bar in newest.barred),
+        *([f"held       {in_one_line(newest.held)}"] if newest.held else []),
+        *(f"barred     {bar.run}: {in_one_line(bar.why)}" for bar in newest.barred),
         "",
     ]
     width = max(len("run"), *(len(entry.champion.run) for entry in entries))
@@ -33,6 +34,6 @@ def table(entries: Sequence[Entry]) -> str:
         time = entry.time[:16].replace("T", " ")
         lines.append(
             f"{entry.number:>6}  {time:16}  {entry.act:8}  {entry.champion.run:{width}}  "
-            f"{entry.champion.accuracy:>8.2%}  {entry.why}"
+            f"{entry.champion.accuracy:>8.2%}  {in_one_line(entry.why)}"
         )
     return "\n".join(lines)

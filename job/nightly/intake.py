@@ -36,23 +36,22 @@ def take_in(
     champion: Contender | None,
     preemption: Preemption,
 ) -> Taken:
-    """Return the data set that this night trains on, guarded."""
+    """Return the data set that this night trains on, guarded, and write down what was accepted.
+
+    Args:
+        desk: of the night.
+        found: what lies at the source; no other bytes are taken.
+        entry: of the log, in force; None where there never was a champion.
+        champion: its model, which labels are compared with; None where there is none.
+        preemption: knows whether to stop.
+
+    Raises:
+        RefusedError: the data are refused, with all that was found.
+        DataError: a file is damaged, or not what was found.
+    """
     plan, progress = desk.plan, desk.progress
-    seen = desk.records.shards(desk.config.data, plan.night)
-    taken: dict[str, Any] = {
-        "new": [part.name for part in seen.new(found.parts)],
-        "changed": [part.name for part in seen.changed(found.parts)],
-        "gone": seen.gone(found.parts),
-    }
-    if taken["gone"]:
-        progress.event("shards_gone", names=taken["gone"])
-    if taken["changed"] and not plan.accept_changed_shards:
-        raise RefusedError(
-            f"{', '.join(taken['changed'])} at {desk.config.data}: the bytes are not those that an "
-            "earlier night had; bring the old ones back under this name, or accept the new ones "
-            "with --accept-changed-shards",
-            **taken,
-        )
+    seen = desk.records.shards(desk.config.source.place, plan.night)
+    taken = _compared(desk, found, seen)
     new = set(taken["new"])
     parts, skipped = found.parts, dict[str, str]()
     while True:
@@ -74,10 +73,34 @@ def take_in(
             raise RefusedError("; ".join(bad.values()), **taken, skipped=skipped, findings=told)
         skipped |= bad
         parts = tuple(part for part in parts if part.name not in bad)
+        del dataset  # before the next is loaded: memory may have room for one only
     seen.accept(parts)
     # The run tells and records all that was left out, what the guard refused as well.
     dataset = replace(dataset, skipped=tuple(skipped.items()))
     return Taken(dataset, parts, {**taken, "skipped": skipped})
+
+
+def _compared(desk: Desk, found: shards.Look, seen: Seen) -> dict[str, Any]:
+    """Return the names of what is new, changed and gone since earlier nights.
+
+    Raises:
+        RefusedError: files have changed, and nobody has accepted that.
+    """
+    taken: dict[str, Any] = {
+        "new": [part.name for part in seen.new(found.parts)],
+        "changed": [part.name for part in seen.changed(found.parts)],
+        "gone": seen.gone(found.parts),
+    }
+    if taken["gone"]:
+        desk.progress.event("shards_gone", names=taken["gone"])
+    if taken["changed"] and not desk.plan.accept_changed_shards:
+        raise RefusedError(
+            f"{', '.join(taken['changed'])} at {desk.config.data}: the bytes are not those that an "
+            "earlier night had; bring the old ones back under this name, or accept the new ones "
+            "with --accept-changed-shards",
+            **taken,
+        )
+    return taken
 
 
 def _to_blame(finding: guard.Finding, new: Collection[str]) -> str:

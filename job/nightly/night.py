@@ -50,32 +50,26 @@ def retrain(
     if (record := desk.records.night(plan.night)) is not None:
         return _as_it_ended(record, desk)
     mine = desk.promoted_by_this_night()
-    try:
-        found = shards.look(config.source, progress.beat)
-    except DataError as error:
-        if mine is not None:
-            return _as_it_ended(desk.close_as_promoted(mine), desk)
-        desk.close("bad_data", str(error), found=None)
-        raise
+    if mine is not None and not _is_as_it_was(mine, plan, config):
+        return _as_it_ended(desk.close_as_promoted(mine), desk)
+    with desk.recording_failures():
+        found = desk.look()
     progress.event("night_started", night=plan.night, data=config.data, files=len(found.parts))
     key = _key(plan, config, found.fingerprint)
-    if mine is not None and not Records.is_of(mine.gate, key):
-        return _as_it_ended(desk.close_as_promoted(mine), desk)
     if (before := desk.decided_before(key)) is not None:
         return desk.close(
             "unchanged",
             f"nothing new: night {before} has decided on the same code, config and data",
-            found=found,
         )
     entry = desk.log.newest()
     # Before the data are looked into: that its file is damaged is no fault of theirs.
     champion = None if entry is None else Contender.of(desk.output, entry.champion)
-    with desk.recording_failures(found):
+    with desk.recording_failures():
         taken = take_in(desk, found, entry, champion, preemption)
         dataset = taken.dataset
         # What has promoted already and was rolled back since has promoted all the same.
         if mine is None and (bar := desk.barred(dataset.fingerprint)) is not None:
-            return desk.close("barred", _barred(bar), found=found, dataset=dataset, **taken.told)
+            return desk.close("barred", _barred(bar), dataset=dataset, **taken.told)
         config = _run_of(config, taken)
         document = train_run(config, cluster, preemption, progress, dataset=dataset)
     assert document is not None  # a night has one worker, which is the chief
@@ -83,12 +77,20 @@ def retrain(
     return desk.close(
         outcome.verdict,
         outcome.why,
-        found=found,
         dataset=dataset,
         run=config.run_id,
         gate=outcome.gate,
         **taken.told,
     )
+
+
+def _is_as_it_was(mine: Entry, plan: Plan, config: RunConfig) -> bool:
+    """Tell whether this night, begun again, would decide on what it has promoted: entry `mine`."""
+    try:
+        found = shards.look(config.source)
+    except DataError:
+        return False
+    return Records.is_of(mine.gate, _key(plan, config, found.fingerprint))
 
 
 def _as_it_ended(record: dict[str, Any], desk: Desk) -> dict[str, Any]:

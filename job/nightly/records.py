@@ -10,12 +10,14 @@ Names carry what is looked for, so that one listing answers and nothing has to b
 
 import contextlib
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from job import storage
+from job.config import EMBEDDED
 from job.data.shards import Part
 from job.errors import ConflictError
 from job.nightly.champions import utc_now
@@ -40,17 +42,6 @@ class Records:
         """Return what the night came to, or None if it isn't over."""
         place = self._night(night)
         return publishing.read_json(place) if storage.exists(place) else None
-
-    def is_over(self, night: str) -> bool:
-        """Tell whether the night has come to something."""
-        return storage.exists(self._night(night))
-
-    def nights(self) -> list[dict[str, Any]]:
-        """Return what all nights came to, the one that ended last at the end."""
-        folder = self.output / NIGHTS
-        names = [name for name in storage.names(folder) if name.endswith(".json")]
-        found = [publishing.read_json(folder / name) for name in names]
-        return sorted(found, key=lambda record: str(record.get("ended")))
 
     def keep(self, night: str, record: dict[str, Any]) -> dict[str, Any]:
         """Write down what the night came to, and return what its record says now.
@@ -104,7 +95,7 @@ class Records:
         path = self.verdict_path(key, number, test_fingerprint)
         storage.create(self.output / path, publishing.to_json(document))
 
-    def shards(self, source: str, night: str) -> "Seen":
+    def shards(self, source: Place, night: str) -> "Seen":
         """Return the shards of a source that nights have accepted, `night` itself not counted."""
         folder = self.output / SHARDS / _source(source)
         seen: dict[str, set[str]] = {}
@@ -163,5 +154,12 @@ def short(digest: str) -> str:
     return digest[:SHORT]
 
 
-def _source(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:SHORT]
+def _source(place: Place) -> str:
+    """Return what names a source, however it was written."""
+    if place == EMBEDDED:  # which lies wherever the job is installed
+        return short(hashlib.sha256(EMBEDDED.text.encode()).hexdigest())
+    # Not what a link leads to, which others may change under its name.
+    key = place.key.rstrip("/")
+    if place.kind == "file":
+        key = os.path.abspath(key)  # noqa: PTH100
+    return short(hashlib.sha256(os.fsencode(f"{place.kind} {place.bucket} {key}")).hexdigest())

@@ -1,4 +1,4 @@
-"""Figures that need no TensorFlow: a night that only judges must not import it."""
+"""Figures that need no TensorFlow, for rooms that work without it, such as the gate of nights."""
 
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 

@@ -235,6 +235,21 @@ def test_there_are_signs_of_life_while_models_classify(promoted, night, data, mn
     assert beats == ["Progress"]
 
 
+def test_what_was_promoted_and_rolled_back_before_the_record_was_promoted(
+    promoted, night, command, data, tmp_path, mnist
+):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    whole = night("second")[1]
+    assert whole["verdict"] == "promoted"
+    (tmp_path / "runs/nights/second.json").unlink()  # as if it had been killed before
+    output = ("--output", tmp_path / "runs")
+    assert command("rollback", *output, "--reason", "fails").code == 0
+    record = night("second")[1]
+    assert (record["verdict"], record["run"]) == ("promoted", whole["run"])
+    assert [entry["act"] for entry in log(tmp_path)] == ["promote", "promote", "rollback"]
+
+
 def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):
     del promoted
     shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
@@ -335,6 +350,7 @@ def test_a_damaged_log_is_never_taken_for_no_champion(promoted, night, data, tmp
     assert record == {}
 
 
+FINDING = {"shard": "s", "what": "leak", "value": 1, "bound": 0, "sentence": "s", "digests": []}
 # Member of a file that a night wrote, and a value that none writes there.
 WRONG: list[tuple[str, str, object]] = [
     ("night", "verdict", "fine"),
@@ -351,8 +367,11 @@ WRONG: list[tuple[str, str, object]] = [
     ("night", "config.epochs", 0),
     ("night", "data.surplus", 1),
     ("night", "data.files", []),
+    ("night", "data.fingerprint", None),
+    ("night", "skipped", []),
     ("night", "who.process", 0),
     ("night", "findings", []),
+    ("night", "findings", [FINDING]),
     ("gate", "probabilities.0.0", 1.5),
     ("gate", "challenger", None),
     ("gate", "challenger.surplus", 1),
@@ -364,7 +383,6 @@ WRONG: list[tuple[str, str, object]] = [
     ("champion", "number", 2),
     ("champion", "act", "crown"),
     ("champion", "act", "hold"),
-    ("champion", "act", "rollback"),
     ("champion", "night", None),
     ("champion", "card", None),
     ("champion", "card.labels.0.count", -1),
@@ -549,3 +567,88 @@ def test_a_damaged_champion_is_no_fault_of_the_data(promoted, night, data, tmp_p
     assert "model_weights.h5" in done.err
     weights.write_bytes(whole)
     assert night("second")[0].code == 0
+
+
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_nights_go_on_when_the_anchors_run_is_lost(
+    promoted, night, command, data, tmp_path, mnist, how
+):
+    output = ("--output", tmp_path / "runs")
+    shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    better = night("second")[1]
+    (data / "train-a.npz").unlink()
+    assert command("promote", promoted["run"], *output, "--reason", "small").code == 0
+    assert log(tmp_path)[-1]["anchor"]["run"] == better["run"]
+    weights = tmp_path / f"runs/{better['run']}/model_weights.h5"
+    weights.unlink()
+    if how == "damaged":
+        weights.write_bytes(b"nothing")
+    done, _ = night("third", "--seed", "1")
+    assert done.code == {"gone": 66, "damaged": 65}[how]
+    assert f"the log of champions names {better['run']}" in done.err
+    # What the message says: the champion is promoted by hand, and has another anchor beside it.
+    assert command("promote", promoted["run"], *output, "--reason", "lost").code == 0
+    assert log(tmp_path)[-1]["anchor"]["run"] == promoted["run"]
+    assert log(tmp_path)[-1]["since"] == log(tmp_path)[-2]["since"]
+    # Nobody is promoted by hand who is champion and has his anchor.
+    assert command("promote", promoted["run"], *output, "--reason", "lost").code == 64
+    assert night("third", "--seed", "1")[0].code == 0
+    lost = command("rollback", "--to", "2", *output, "--reason", "why not")
+    assert "by --to" in lost.err
+
+
+def test_a_rollback_finds_another_anchor_where_one_is_lost(
+    promoted, night, command, data, tmp_path, mnist
+):
+    output = ("--output", tmp_path / "runs")
+    shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    lost = night("second")[1]["run"]
+    assert command("promote", promoted["run"], *output, "--reason", "small").code == 0
+    shard(data, "b", mnist.x_train[3000:4500], mnist.y_train[3000:4500])
+    assert night("third")[1]["verdict"] == "promoted"
+    (tmp_path / f"runs/{lost}/model_weights.h5").unlink()
+    assert command("rollback", "--to", "3", *output, "--reason", "fails").code == 0
+    assert log(tmp_path)[-1]["champion"]["run"] == promoted["run"]
+    assert log(tmp_path)[-1]["anchor"]["run"] == promoted["run"]
+
+
+def test_a_source_is_the_same_however_it_is_written(
+    promoted, night, command, data, tmp_path, mnist, monkeypatch
+):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    assert night("second")[0].code == 0
+    shard(data, "a", mnist.x_train[1500:2900], mnist.y_train[1500:2900])
+    monkeypatch.chdir(tmp_path)
+    for text in (f"{data}/", f"file://{data}", "data"):
+        done = command("retrain", "--data", text, "--output", tmp_path / "runs", *FLAGS)
+        assert done.code == 65
+        assert "--accept-changed-shards" in done.err
+
+
+def test_a_reason_takes_one_line_and_moves_no_cursor(promoted, command, tmp_path):
+    del promoted
+    words = ("--output", tmp_path / "runs")
+    assert command("hold", *words, "--reason", "two\nlines \x1b[31m").code == 0
+    shown = command("champion", *words).out
+    assert "held       two lines \\x1b[31m\n" in shown
+    assert "\x1b" not in shown
+    assert "\nlines" not in shown
+
+
+def test_a_test_shard_that_was_copied_from_training_is_what_is_left_out(
+    promoted, night, data, mnist
+):
+    del promoted
+    shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])
+    assert night("second")[0].code == 0
+    rows = slice(1300, 1600)  # of the base, and of the shard that was there
+    np.savez(data / "test-b.npz", x_test=mnist.x_train[rows], y_test=mnist.y_train[rows])
+    assert night("third")[0].code == 65
+    done, record = night("fourth", "--skip-bad-shards")
+    assert done.code == 0, done.err
+    assert list(record["skipped"]) == ["test-b.npz"]
+    # One to train on that was copied from what tests is left out itself.
+    (data / "test-b.npz").unlink()
+    shard(data, "c", mnist.x_test[:100], mnist.y_test[:100])
+    assert list(night("fifth", "--skip-bad-shards")[1]["skipped"]) == ["train-c.npz"]
