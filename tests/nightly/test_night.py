@@ -350,7 +350,15 @@ def test_a_damaged_log_is_never_taken_for_no_champion(promoted, night, data, tmp
     assert record == {}
 
 
-FINDING = {"shard": "s", "what": "leak", "value": 1, "bound": 0, "sentence": "s", "digests": []}
+FINDING = {
+    "shard": "s",
+    "what": "leak",
+    "value": 1,
+    "bound": 0,
+    "sentence": "s",
+    "digests": [],
+    "against": "",
+}
 # Member of a file that a night wrote, and a value that none writes there.
 WRONG: list[tuple[str, str, object]] = [
     ("night", "verdict", "fine"),
