@@ -877,7 +877,7 @@ def test_evaluate_takes_the_shards_that_the_run_took(shards, mnist, tmp_path, co
     put(shards, "test-b.npz", mnist.x_test[700:800], mnist.y_test[700:800])
     report = tmp_path / "report.json"
     words = ["evaluate", "--weights", tmp_path / "run"]
-    scored = command(*words, "--output", report)
+    scored = command(*words, "--report", report)
     assert (scored.code, scored.err) == (0, "")
     assert json.loads(report.read_text())["test"] == read(tmp_path / "run")["test"]
     now = command(*words, "--data", shards)

@@ -153,7 +153,8 @@ def test_bad_data_end_the_night_by_name_and_stay_bad(promoted, night, data, mnis
 def test_a_flag_that_does_not_fit_the_data_ends_the_night(night):
     done, record = night("first", "--batch-size", "1501")
     assert (done.code, record["verdict"], record["exit_code"]) == (64, "failed", 64)
-    assert night("first", "--batch-size", "1501")[0].code == 64
+    assert night("first", "--batch-size", "1501")[0].code == 64  # and it is over
+    assert night("first")[0].code == 73  # with another config it is another night's name
 
 
 def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
@@ -349,7 +350,15 @@ def test_a_damaged_log_is_never_taken_for_no_champion(promoted, night, data, tmp
     assert record == {}
 
 
-FINDING = {"shard": "s", "what": "leak", "value": 1, "bound": 0, "sentence": "s", "digests": []}
+FINDING = {
+    "shard": "s",
+    "what": "leak",
+    "value": 1,
+    "bound": 0,
+    "sentence": "s",
+    "digests": [],
+    "against": "",
+}
 # Member of a file that a night wrote, and a value that none writes there.
 WRONG: list[tuple[str, str, object]] = [
     ("night", "verdict", "fine"),

@@ -23,6 +23,6 @@ def test_a_large_object_is_put_together_in_one_place(
         tracemalloc.stop()
     assert len(content) == size
     assert content[-16:] == b"0123456789abcdef"
-    # Itself, and the pieces that are under way, each as it comes and as it is handed on, and on a busy
-    # machine one more that waits for its turn.
+    # Itself, and the pieces that are under way, each as it comes and as it is handed on; and on a
+    # busy machine one more that waits for its turn.
     assert peak < size + objects.CONCURRENT * 4 * MEBIBYTE
