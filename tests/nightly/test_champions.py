@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.errors import DataError, MissingInputError, UsageError
+from job.errors import ConflictError, DataError, MissingInputError, UsageError
 from job.nightly import champions, history
 from job.nightly.champions import Entry, Log, Model
 from job.storage import Place, parse
@@ -127,6 +127,14 @@ def test_of_two_that_append_the_same_number_one_wins(log):
     with pytest.raises(champions.OvertakenError):
         log.append(second)
     assert log.newest().champion.run == "run-a"
+
+
+def test_no_entry_names_a_run_that_is_being_removed(log, tmp_path):
+    (tmp_path / "run-a").mkdir()
+    (tmp_path / "run-a/pruned.json").write_text("{}")
+    with pytest.raises(ConflictError, match="is being removed"):
+        log.append(chain(model("a"))[0])
+    assert log.newest() is None
 
 
 def test_racing_writers_make_one_log(log):
