@@ -1,6 +1,7 @@
 """Single nights, as a person or a CronJob starts them: what each comes to, and what it leaves."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,19 +14,42 @@ import numpy as np
 import pytest
 from conftest import schema
 
+from job.cli import main
 from job.data.card import Card
 
 FLAGS = ("--epochs", "2", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 
 
+@pytest.fixture(scope="session")
+def stage(tmp_path_factory):
+    """Return the one folder that all nights here happen in: its path is part of what they are."""
+    return tmp_path_factory.mktemp("nights")
+
+
+@pytest.fixture
+def tmp_path(stage):
+    """Return the folder, emptied."""
+    return emptied(stage)
+
+
+def emptied(folder: Path) -> Path:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return folder
+
+
 @pytest.fixture
 def data(mnist, tmp_path):
     """Return a folder with a base set of 1,500 and 500 images."""
-    folder = tmp_path / "data"
-    folder.mkdir()
+    return write_data(tmp_path, mnist)
+
+
+def write_data(folder: Path, mnist: Any) -> Path:
+    place = folder / "data"
+    place.mkdir()
     train = {"x_train": mnist.x_train[:1500], "y_train": mnist.y_train[:1500]}
-    np.savez(folder / "base.npz", **train, x_test=mnist.x_test[:500], y_test=mnist.y_test[:500])
-    return folder
+    np.savez(place / "base.npz", **train, x_test=mnist.x_test[:500], y_test=mnist.y_test[:500])
+    return place
 
 
 @pytest.fixture
@@ -47,12 +71,25 @@ def night(command, data, tmp_path):
     return happen
 
 
+@pytest.fixture(scope="session")
+def first_night(stage, mnist, tmp_path_factory):
+    """Return a copy of what a first night left, which many tests go on from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("job.nightly.servable.check", lambda *_, **__: None)
+        places = ("--data", str(write_data(emptied(stage), mnist)), "--output", str(stage / "runs"))
+        assert main(["retrain", *places, "--night", "first", *FLAGS]) == 0
+    kept = tmp_path_factory.mktemp("first") / "runs"
+    shutil.copytree(stage / "runs", kept)
+    return kept
+
+
 @pytest.fixture
-def promoted(night, monkeypatch):
-    """Let a first night happen, whose model is the champion; plain Keras is asked elsewhere."""
+def promoted(first_night, data, tmp_path, monkeypatch):
+    """Let a first night have promoted its model; plain Keras is asked elsewhere."""
+    del data
     monkeypatch.setattr("job.nightly.servable.check", lambda *_, **__: None)
-    done, record = night("first")
-    assert done.code == 0, done.err
+    shutil.copytree(first_night, tmp_path / "runs")
+    record = json.loads((tmp_path / "runs/nights/first.json").read_bytes())
     assert record["verdict"] == "promoted"
     return record
 
