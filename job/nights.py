@@ -71,7 +71,7 @@ def retrain(
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
-    """Train on what is new, and promote the result if it is no worse; or say why not."""
+    """Let a night happen: train on what is new, judge, promote."""
     verdict.check(termination_log)
     if notify is not None:
         notice.check(notify)
@@ -168,7 +168,7 @@ def promote(
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
-    """Make a complete run's model the champion, whatever the gate says."""
+    """Make the model of a complete run the champion."""
     console.progress_aside(storage_timeout, anonymous)
     from job.nightly import champions  # noqa: PLC0415
 
@@ -191,7 +191,7 @@ def rollback(
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
-    """Bring an earlier champion back, and bar what came after it from promotion by a night."""
+    """Bring an earlier champion back, and bar what came after."""
     console.progress_aside(storage_timeout, anonymous)
     from job.nightly import champions  # noqa: PLC0415
 

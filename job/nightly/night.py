@@ -59,7 +59,7 @@ def retrain(
     if (before := desk.decided_before(key)) is not None:
         return desk.close(
             "unchanged",
-            f"nothing new: night {before} has decided on the same code, config and data",
+            f"nothing new: {before} has decided on the same code, config and data",
         )
     entry = desk.log.newest()
     # Before the data are looked into: that its file is damaged is no fault of theirs.
@@ -168,7 +168,12 @@ def _decide(
         with preemption.deferred():
             judged = judge(desk, contender, entry, dataset)
         told = keep_verdict(desk, key, judged)
-        desk.progress.event("judged", passed=judged.verdict.passed, why=judged.verdict.why)
+        desk.progress.event(
+            "judged",
+            passed=judged.verdict.passed,
+            why=judged.verdict.why,
+            decided_before=told["test_set_decided_before"],
+        )
         against = _against(desk, contender, judged, entry)
         if against is not None:
             return _Outcome(*against, told)
@@ -186,7 +191,7 @@ def _promoted_already(desk: Desk, challenger: Model, entry: Entry | None) -> _Ou
     if (mine := desk.promoted_by_this_night()) is not None:
         return _Outcome("promoted", mine.why, mine.gate)
     if entry is not None and entry.champion.weights_sha256 == challenger.weights_sha256:
-        by = f"by night {entry.night}" if entry.night else f"by a person ({entry.why})"
+        by = f"by {entry.night}" if entry.night else f"by a person ({entry.why})"
         return _Outcome("unchanged", f"these weights are the champion already, {by}")
     return None
 

@@ -294,7 +294,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "shards_gone": lambda details: (
         f"warning    nights before had {', '.join(details['names'])}, which are not there any more"
     ),
-    "judged": lambda details: f"gate       {details['why']}",
+    "judged": lambda details: (
+        f"gate       {'passed' if details['passed'] else 'not passed'}; this test set has decided "
+        f"{details['decided_before']} times before"
+    ),
     "promoted": lambda details: (
         f"promoted   {details['run']}, entry {details['number']} of the log"
     ),

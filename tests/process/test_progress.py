@@ -56,6 +56,10 @@ LOADED = {
     "classes": 10,
 }
 
+NIGHT = {
+    **{"night": "n-1", "verdict": "refused", "why": "43 lost", "exit_code": 0, "stale": False},
+    **{"champion": "night-1", "champion_accuracy": 0.9862, "champion_age_seconds": 172_800},
+}
 EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ("started", {"version": "0.1.0", "run": "runs/r1"}, "start      mnist-job 0.1.0"),
     (
@@ -69,6 +73,73 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "data       a.npz: 60,000 training and 10,000 test images, 32 x 32 x 3 pixels, 2 classes",
     ),
     ("attempt_started", {"run": "runs/r1", "attempt": 1}, "run        runs/r1"),
+    (
+        "night_started",
+        {"night": "n-1", "data": "shards", "files": 3},
+        "night      n-1, of 3 files at shards",
+    ),
+    (
+        "night_over",
+        NIGHT,
+        "night      refused: 43 lost\nchampion   night-1, 98.62%, for 2.0 days",
+    ),
+    (
+        "night_over",
+        NIGHT | {"stale": True},
+        "night      refused: 43 lost\nchampion   night-1, 98.62%, for 2.0 days  STALE",
+    ),
+    (
+        "night_over",
+        NIGHT | {"verdict": "bad_data", "exit_code": 65, "champion": None},
+        "night      bad_data",
+    ),
+    (
+        "night_over_already",
+        NIGHT,
+        "night      n-1 is over already; nothing was done\nnight      refused: 43 lost\n"
+        "champion   night-1, 98.62%, for 2.0 days",
+    ),
+    (
+        "judged",
+        {"passed": True, "why": "", "decided_before": 3},
+        "gate       passed; this test set has decided 3 times before",
+    ),
+    (
+        "judged",
+        {"passed": False, "why": "", "decided_before": 0},
+        "gate       not passed; this test set has decided 0 times before",
+    ),
+    ("promoted", {"run": "night-1", "number": 2}, "promoted   night-1, entry 2 of the log"),
+    (
+        "overtaken",
+        {"night": "n-1"},
+        "warning    another night or a person was faster in the log of champions: deciding anew",
+    ),
+    (
+        "champion_stale",
+        {"champion": "night-1", "age_seconds": 691_200},
+        "warning    the champion night-1 is 8.0 days old, older than --stale-after",
+    ),
+    (
+        "no_shards",
+        {"data": "shards", "base": "mnist"},
+        "warning    shards holds no shard yet: only mnist is used",
+    ),
+    (
+        "not_a_shard",
+        {"file": "shards/a.npz"},
+        "warning    shards/a.npz is ignored: shards are called train-*.npz and test-*.npz",
+    ),
+    (
+        "shard_skipped",
+        {"shard": "train-a.npz", "reason": "it is damaged"},
+        "warning    the shard train-a.npz is left out: it is damaged",
+    ),
+    (
+        "shards_gone",
+        {"names": ["train-a.npz", "train-b.npz"]},
+        "warning    nights before had train-a.npz, train-b.npz, which are not there any more",
+    ),
     ("attempt_started", {"run": "runs/r1", "attempt": 2}, "run        runs/r1, attempt 2"),
     ("device_chosen", {"devices": ["CPU"], "threads": 2}, "device     CPU (2 threads)"),
     ("device_chosen", {"devices": ["a", "b"], "threads": 64}, "device     a, b (64 threads)"),
@@ -412,8 +483,13 @@ def events_in_the_code() -> Iterator[str]:
                 and node.func.attr
                 in {"event", "notify", "_notify", "_trouble"}  # storage is handed the first
             ):
-                assert isinstance(node.args[0], ast.Constant), f"{path.name}:{node.lineno}"
-                yield node.args[0].value
+                if isinstance(node.args[0], ast.Constant):
+                    yield node.args[0].value
+                else:  # what a data set remarks is passed on as it is
+                    assert ast.unparse(node) == "progress.event(name, **details)", path.name
+            elif isinstance(node, ast.FunctionDef) and node.name == "remarks":
+                remarks = [each for each in ast.walk(node) if isinstance(each, ast.Yield)]
+                yield from (remark.value.elts[0].value for remark in remarks)
 
 
 def test_every_event_of_the_job_has_a_sentence_and_a_test() -> None:
