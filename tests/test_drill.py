@@ -31,6 +31,7 @@ def test_drill_proves_resume(command, small_mnist):
     assert lines[-1] == "verdict    identical, bit for bit"
 
 
+@pytest.mark.slow
 def test_drill_notices_a_job_that_forgets(small_mnist, tmp_path, monkeypatch):
     """One number of the optimizer's state is changed at each restore: Adam's first moment."""
     script = tmp_path / "broken.sh"

@@ -642,6 +642,7 @@ def test_nights_go_on_when_the_anchors_run_is_lost(
     assert "by --to" in lost.err
 
 
+@pytest.mark.slow
 def test_a_rollback_finds_another_anchor_where_one_is_lost(
     promoted, night, command, data, tmp_path, mnist
 ):
@@ -657,6 +658,7 @@ def test_a_rollback_finds_another_anchor_where_one_is_lost(
     assert log(tmp_path)[-1]["anchor"]["run"] == promoted["run"]
 
 
+@pytest.mark.slow
 def test_a_source_is_the_same_however_it_is_written(
     promoted, night, command, data, tmp_path, mnist, monkeypatch
 ):

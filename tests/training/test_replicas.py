@@ -95,7 +95,7 @@ def apart(replicas: int, *case: str) -> dict[str, float]:
     ("replicas", "broken"),
     [
         pytest.param(2, ["statistics", "masks"], id="2", marks=pytest.mark.slow),
-        pytest.param(3, ["fill-ups"], id="3 that don't divide it"),
+        pytest.param(3, ["fill-ups"], id="3 that don't divide it", marks=pytest.mark.slow),
     ],
 )
 def test_batch_statistics_and_masks_are_those_of_the_whole_batch(replicas, broken):

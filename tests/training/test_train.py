@@ -100,7 +100,14 @@ def untimed(history):
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-@pytest.mark.parametrize("stops", [pytest.param((1,), marks=pytest.mark.slow), (2, 1), (3, 1, 1)])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param((1,), marks=pytest.mark.slow),
+        (2, 1),
+        pytest.param((3, 1, 1), marks=pytest.mark.slow),
+    ],
+)
 def test_stopped_and_resumed_is_one_unbroken_run(tiny, monkeypatch, name, stops):
     """Bit for bit, with augmentation on, and for the cnn with dropout and moving averages."""
     settings = config(model=name, augment="shift", epochs=3)
