@@ -1,9 +1,11 @@
 """What all steps of a night share: what it is asked, its records, the log, and how it is closed."""
 
 import contextlib
+import hashlib
+import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
@@ -169,6 +171,19 @@ class RefusedError(DataError):
     def __init__(self, message: str, **taken: Any) -> None:
         super().__init__(message)
         self.taken = taken
+
+
+def run_of(config: RunConfig, fingerprint: str, parts: Sequence[shards.Part]) -> RunConfig:
+    """Return the config of the run that code, config and data name, and no other.
+
+    Args:
+        config: of the night.
+        fingerprint: of the data set that is trained on.
+        parts: the files that it is made of.
+    """
+    told = json.dumps([code_version(), config.digest, fingerprint], sort_keys=True)
+    run = f"night-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    return replace(config, run_id=run, only=tuple((part.name, part.sha256) for part in parts))
 
 
 def code_version() -> dict[str, str | None]:

@@ -1,5 +1,6 @@
 """Taking the data in: which files a night trains on, guarded, and what was left out and why."""
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -7,15 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from job import storage
 from job.data import shards, source
 from job.data.card import Card
 from job.data.source import Dataset
 from job.nightly import guard
 from job.nightly.champions import Entry
 from job.nightly.contest import Contender
-from job.nightly.desk import Desk, RefusedError
+from job.nightly.desk import Desk, RefusedError, run_of
 from job.nightly.records import Seen
+from job.process import runtime
 from job.process.preemption import Preemption
+from job.results import publishing
+from job.results.publishing import RunFolder
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ def _findings(
     def classify(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         return champion.classes(images, desk.progress.beat)
 
+    _compute_as_begun(desk, dataset, parts)
     with preemption.deferred():
         checked = guard.check(
             dataset,
@@ -142,6 +148,19 @@ def _findings(
             accuracy=entry.champion.accuracy,
         )
     return checked.refusals(desk.plan.accept_drift)
+
+
+def _compute_as_begun(desk: Desk, dataset: Dataset, parts: Sequence[shards.Part]) -> None:
+    """Let TensorFlow take as many threads as the night's run began with, if it has begun.
+
+    It counts them once, which is now and not when the run goes on; and the bits depend on them.
+    """
+    first = RunFolder(run_of(desk.config, dataset.fingerprint, parts).place).attempt(1)
+    if not storage.exists(first):
+        return
+    cores = publishing.read_json(first).get("cores")
+    if isinstance(cores, int) and cores > 0:
+        runtime.limit_threads(runtime.wanted_threads(os.environ, cores))
 
 
 def _card_without(dataset: Dataset, new: Sequence[str]) -> Card:

@@ -8,7 +8,7 @@ only one of two writers gets the next; and what the night came to is written las
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from job.config import RunConfig
@@ -18,8 +18,8 @@ from job.errors import ConflictError, DataError, TemporaryError, UsageError
 from job.nightly import champions, servable
 from job.nightly.champions import Entry, Model
 from job.nightly.contest import Contender
-from job.nightly.desk import Desk, Plan, code_version, summary
-from job.nightly.intake import Taken, take_in
+from job.nightly.desk import Desk, Plan, code_version, run_of, summary
+from job.nightly.intake import take_in
 from job.nightly.judging import Judged, judge, keep_verdict
 from job.nightly.records import Records
 from job.process.preemption import Preemption
@@ -70,7 +70,7 @@ def retrain(
         # What has promoted already and was rolled back since has promoted all the same.
         if mine is None and (bar := desk.barred(dataset.fingerprint)) is not None:
             return desk.close("barred", _barred(bar), dataset=dataset, **taken.told)
-        config = _run_of(config, taken)
+        config = run_of(config, taken.dataset.fingerprint, taken.parts)
         document = train_run(config, cluster, preemption, progress, dataset=dataset)
     assert document is not None  # a night has one worker, which is the chief
     outcome = _decide(desk, key, config, dataset, document, preemption)
@@ -123,14 +123,6 @@ def _key(plan: Plan, config: RunConfig, data_fingerprint: str) -> str:
     }
     told = [code_version(), config.digest, data_fingerprint, settings]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _run_of(config: RunConfig, taken: Taken) -> RunConfig:
-    """Return the config of the run that code, config and data name, and no other."""
-    told = json.dumps([code_version(), config.digest, taken.dataset.fingerprint], sort_keys=True)
-    run = f"night-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
-    only = tuple((part.name, part.sha256) for part in taken.parts)
-    return replace(config, run_id=run, only=only)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Single nights, as a person or a CronJob starts them: what each comes to, and what it leaves."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from conftest import schema
 
 from job.cli import main
 from job.data.card import Card
+from job.nightly.contest import Contender
 
 FLAGS = ("--epochs", "2", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 
@@ -285,6 +287,36 @@ def test_what_was_promoted_and_rolled_back_before_the_record_was_promoted(
     record = night("second")[1]
     assert (record["verdict"], record["run"]) == ("promoted", whole["run"])
     assert [entry["act"] for entry in log(tmp_path)] == ["promote", "promote", "rollback"]
+
+
+def test_a_night_that_goes_on_computes_with_the_threads_that_it_began_with(
+    promoted, night, data, tmp_path, mnist, monkeypatch
+):
+    """TensorFlow counts them when the guard asks the champion, before the run goes on."""
+    del promoted
+    shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
+    with monkeypatch.context() as killed:
+        killed.setattr(
+            "job.run._where_to_begin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        assert night("second")[0].code == 130
+    (attempt,) = [path for path in tmp_path.glob("runs/night-*/attempts/0001.json")
+                  if not (path.parents[1] / "metrics.json").exists()]  # fmt: skip
+    record = json.loads(attempt.read_bytes())
+    attempt.chmod(0o644)
+    attempt.unlink()
+    attempt.write_text(json.dumps(record | {"cores": 7}))
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    classes, seen = Contender.classes, []
+
+    def watched(*arguments):
+        seen.append(os.environ.get("TF_NUM_INTRAOP_THREADS"))
+        return classes(*arguments)
+
+    monkeypatch.setattr(Contender, "classes", watched)
+    assert night("second")[0].code == 0
+    assert seen[0] == "7"
 
 
 def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):

@@ -57,8 +57,14 @@ LOADED = {
 }
 
 NIGHT = {
-    **{"night": "n-1", "verdict": "refused", "why": "43 lost", "exit_code": 0, "stale": False},
-    **{"champion": "night-1", "champion_accuracy": 0.9862, "champion_age_seconds": 172_800},
+    "night": "n-1",
+    "verdict": "refused",
+    "why": "43 lost",
+    "exit_code": 0,
+    "stale": False,
+    "champion": "night-1",
+    "champion_accuracy": 0.9862,
+    "champion_age_seconds": 172_800,
 }
 EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ("started", {"version": "0.1.0", "run": "runs/r1"}, "start      mnist-job 0.1.0"),
@@ -96,8 +102,10 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
     (
         "night_over_already",
         NIGHT,
-        "night      n-1 is over already; nothing was done\nnight      refused: 43 lost\n"
-        "champion   night-1, 98.62%, for 2.0 days",
+        (
+            "night      n-1 is over already; nothing was done\nnight      refused: 43 lost\n"
+            "champion   night-1, 98.62%, for 2.0 days"
+        ),
     ),
     (
         "judged",
