@@ -646,6 +646,7 @@ def test_a_damaged_champion_is_no_fault_of_the_data(promoted, night, data, tmp_p
     assert night("second")[0].code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gone", "damaged"])
 def test_nights_go_on_when_the_anchors_run_is_lost(
     promoted, night, command, data, tmp_path, mnist, how

@@ -313,7 +313,13 @@ def sts_error(code: str) -> bytes:
     [
         pytest.param(sts_error("InvalidIdentityToken"), CredentialsError, 1, id="refused"),
         pytest.param(role_answer("2020-01-01T00:00:00Z"), CredentialsError, None, id="too old"),
-        pytest.param(sts_error("IDPCommunicationError"), TemporaryError, None, id="not well"),
+        pytest.param(
+            sts_error("IDPCommunicationError"),
+            TemporaryError,
+            None,
+            id="not well",
+            marks=pytest.mark.slow,  # AWS' own tries take half a minute
+        ),
         pytest.param(
             http_xml("200 OK", "<html><p>Welcome to our network</html>"),
             TemporaryError,

@@ -113,6 +113,7 @@ def live(life: matrix.Life, cases: Sequence[matrix.Case]) -> None:
     assert not wrong, f"{len(wrong)} of {len(cases)} cases, printed above"
 
 
+@pytest.mark.slow
 def test_what_the_store_did_not_say_loses_nothing_and_hangs_nothing(life: matrix.Life) -> None:
     live(life, fixed(life.cases()))
 

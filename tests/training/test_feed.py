@@ -61,6 +61,7 @@ def test_streaming_changes_no_bit(few, monkeypatch, streamed, model):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("streaming")
 def test_a_streaming_run_resumes_to_the_bit(few, streamed):
     settings = config(augment="shift")

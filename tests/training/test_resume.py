@@ -66,7 +66,7 @@ def outcome(run: Path) -> tuple[bytes, bytes, list, dict]:
 @pytest.mark.parametrize(
     ("event", "delay"),
     [
-        (None, 0.5),
+        pytest.param(None, 0.5, marks=pytest.mark.slow),
         ("attempt_started", 0.5),
         pytest.param("compiled", 0.1, marks=pytest.mark.slow),
         pytest.param("compiled", 0.5, marks=pytest.mark.slow),
@@ -131,7 +131,7 @@ def test_time_limit_exits_75_until_the_run_is_complete(small_mnist, tmp_path, co
 @pytest.mark.parametrize(
     ("words", "variables"),
     [
-        pytest.param(["taskset", "-c", "0"], {}, id="cores"),
+        pytest.param(["taskset", "-c", "0"], {}, id="cores", marks=pytest.mark.slow),
         pytest.param([], {"TF_NUM_INTRAOP_THREADS": "1"}, id="variable", marks=pytest.mark.slow),
     ],
 )

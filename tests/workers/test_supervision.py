@@ -132,6 +132,7 @@ def impatient(tmp_path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder), "HANG": str(tmp_path / "hang")}
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_while_a_thread_of_it_beats(worker, impatient, tmp_path):
     other_too = impatient | {"HANG": str(tmp_path / "never")}
     chief = worker(0, "--epochs", "2000", **other_too)
@@ -167,6 +168,7 @@ if "FAILS" in os.environ:
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_tells_the_others_why(worker, impatient, tmp_path):
     with (tmp_path / "impatient" / "sitecustomize.py").open("a") as file:
         file.write(FAILING)
