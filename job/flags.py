@@ -170,7 +170,7 @@ StaleAfter = Annotated[
 ]
 Notify = Annotated[
     str | None,
-    _flag("notify", "Post what the night came to here, as JSON; an http or https URL."),
+    _flag("notify", "URL to post what the night came to, as JSON, or a file that holds one."),
 ]
 Again = Annotated[bool, _flag("again", "Decide even if a night has decided on the same before.")]
 Reason = Annotated[str, _flag("reason", "Why, for whoever reads the log later.")]

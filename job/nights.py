@@ -73,8 +73,7 @@ def retrain(
 ) -> dict[str, Any]:
     """Let a night happen: train on what is new, judge, promote."""
     verdict.check(termination_log)
-    if notify is not None:
-        notice.check(notify)
+    url = None if notify is None else notice.url_of(notify)
     cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
     if cluster.workers.count > 1 or strategy == "multiworker":
         raise UsageError("retrain runs as one process: start it as one pod, without workers")
@@ -116,6 +115,8 @@ def retrain(
     progress = Progress(log, liveness=Liveness(liveness_file))
     console.use_storage(storage_timeout, anonymous, progress)
     progress.event("started", version=__version__, run=f"{config.output}, night {plan.night}")
+    if notify is not None and url is None:
+        progress.event("not_notified", to=notify, reason="there is no such file")
     flags.warn_of_unknown_variables(os.environ, progress)
     preemption = Preemption(
         time_limit,
@@ -129,14 +130,14 @@ def retrain(
         raise  # to be continued: there is nothing to tell, and little time
     except Exception as error:
         told = desk.summary_of_failure(plan, config, error)
-        if notify is not None:
-            notice.post(notify, told, progress)
+        if url is not None:
+            notice.post(url, told, progress)
         if not isinstance(error, JobError):
             raise
         return told  # which says more than `error` does: how old the champion is
     told = desk.summary(record)
-    if notify is not None:
-        notice.post(notify, told, progress)
+    if url is not None:
+        notice.post(url, told, progress)
     return verdict.of_night(told)
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import urllib.request
 from http.client import HTTPMessage
+from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -17,9 +18,38 @@ from job.errors import StoppedError, UsageError
 from job.process import runtime
 from job.process.progress import Progress
 
+_MOST_SIGNS = 8192  # of a URL in a file
 LIMIT_SECONDS = 10.0  # for all of it: the name, the connection, and however slow an answer
 
 _SIGNS = re.compile("[!-~]+")  # of ASCII those that show; others cut a request short
+
+
+def url_of(given: str) -> str | None:
+    """Return the URL that the flag gives, by itself or in a file, such as a Secret's.
+
+    Args:
+        given: an http or https URL, or the absolute path of a file that holds one.
+
+    Returns:
+        None where the file isn't there: a Secret may be left out.
+
+    Raises:
+        UsageError: it is neither, or the file can't be read.
+    """
+    url = given
+    if given.startswith("/"):
+        try:
+            with Path(given).open(encoding="ascii") as file:
+                url = file.read(_MOST_SIGNS)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--notify {given} cannot be read ({type(error).__name__}): give a readable file "
+                "that holds a URL, or the URL"
+            ) from error
+    check(url)
+    return url.strip()
 
 
 def check(url: str) -> None:

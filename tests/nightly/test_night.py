@@ -537,6 +537,14 @@ def test_people_are_told_of_refused_data_as_the_record_has_it(
     assert "train-half.npz" in told["text"]
 
 
+def test_a_secret_that_was_left_out_is_said_and_ends_no_night(promoted, night, tmp_path):
+    del promoted
+    done, record = night("second", "--notify", tmp_path / "url")
+    assert (done.code, record["verdict"]) == (0, "unchanged")
+    assert '"event": "not_notified"' in done.out
+    assert "there is no such file" in done.out
+
+
 def test_people_are_told_why_a_night_did_not_begin(promoted, night, data, posts, tmp_path):
     del promoted
     url, found = posts

@@ -237,3 +237,24 @@ def test_what_is_no_url_to_post_to_is_refused_at_the_door_and_not_shown(url):
 )
 def test_what_can_be_posted_to_passes_the_door(url):
     notice.check(url)
+
+
+def test_a_url_may_lie_in_a_file_as_a_secret_does(tmp_path):
+    place = tmp_path / "url"
+    assert notice.url_of(str(place)) is None  # a Secret that was left out
+    place.write_text("https://hooks.example.com/T0/secret\n")
+    assert notice.url_of(str(place)) == "https://hooks.example.com/T0/secret"
+    assert notice.url_of("https://hooks.example.com/x") == "https://hooks.example.com/x"
+
+
+@pytest.mark.parametrize("content", [b"", b"ftp://x/secret", b"\xff\xfe", b"https://x/a secret"])
+def test_a_file_that_holds_no_url_is_refused_and_not_shown(tmp_path, content):
+    (tmp_path / "url").write_bytes(content)
+    with pytest.raises(UsageError) as refused:
+        notice.url_of(str(tmp_path / "url"))
+    assert "secret" not in str(refused.value).replace("may be secret", "")
+
+
+def test_a_folder_is_no_file_that_holds_a_url(tmp_path):
+    with pytest.raises(UsageError, match="cannot be read"):
+        notice.url_of(str(tmp_path))
