@@ -33,7 +33,7 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## Run the tests
 	@$(TESTS) -m 'not slow and not checks' $(ARGS)
 
-test-slow: $(READY) ## Run the long proofs, but for the image's and what runs for an hour (5 minutes)
+test-slow: $(READY) ## Run the long proofs, but for the image's and what runs for an hour (8 minutes)
 	@$(TESTS) -m slow --ignore tests/test_image.py $(ARGS)
 
 check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the manifests and the Dockerfile
@@ -76,7 +76,7 @@ image-sizes: ## Print what the image weighs, and what in it does
 chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (half an hour)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
 
-chaos-nights: $(READY) ## Kill nights between any two writes, and let nights race (15 minutes)
+chaos-nights: $(READY) ## Kill nights between any two writes, and let nights race (6 minutes)
 	@$(BIN)/python scripts/chaos/nights.py $(ARGS)
 
 mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
