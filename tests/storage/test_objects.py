@@ -1,5 +1,6 @@
 """What becomes of reads and writes when an object store misbehaves, on real stores."""
 
+import asyncio
 import signal
 import subprocess
 import sys
@@ -7,11 +8,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import faults
 import pytest
 import servers
+from botocore import exceptions
 
 from job import storage
 from job.errors import (
@@ -24,6 +26,8 @@ from job.errors import (
     UsageError,
 )
 from job.storage import Place, objects, parse, retrying
+from job.storage.connection import StoreError
+from job.storage.s3 import S3
 
 TIMEOUT_SECONDS = 1.0  # of a store that says nothing
 LASTING = (*faults.UNWELL, *faults.REFUSING)
@@ -320,3 +324,54 @@ storage.read(storage.parse({str(place)!r} + "/object"), 10)
     assert "StoppedError" in said
     assert "asyncio" not in said.lower().replace("asyncio.run_coroutine_threadsafe", "")
     assert took < 20  # and not the 60 seconds of the request
+
+
+# --- what S3's answer to a GET must look like ---------------------------------------------------
+
+
+def s3_that_answers(monkeypatch: pytest.MonkeyPatch, answer: Any) -> S3:
+    """Return a connection whose every call is answered so; an exception is raised."""
+    connection = S3(anonymous=True, timeout_seconds=1, connections=1)
+
+    async def call(*_: object, **__: object) -> Any:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(connection._files, "_call_s3", call)
+    return connection
+
+
+class NeverRead:
+    """The body of an answer that must not be looked at."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def read(self) -> bytes:
+        raise AssertionError("it was read")
+
+
+@pytest.mark.parametrize("length", [-1, 0, 11, 10**12])
+def test_a_body_of_another_length_than_was_asked_for_is_never_read(monkeypatch, length):
+    answer = {"ContentLength": length, "Body": NeverRead(), "ETag": "x"}
+    with pytest.raises(StoreError) as refused:
+        asyncio.run(s3_that_answers(monkeypatch, answer).get("bucket", "key", 0, 9))
+    assert refused.value.kind == "passing"
+
+
+@pytest.mark.parametrize(("code", "empty"), [("InvalidRange", True), ("416", False), ("", False)])
+def test_an_object_is_empty_only_if_the_store_says_so_in_its_own_words(monkeypatch, code, empty):
+    """A proxy's page with 416 says nothing of the object."""
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 416}}
+    error = OSError("range")
+    error.__cause__ = exceptions.ClientError(answer, "GetObject")
+    connection = s3_that_answers(monkeypatch, error)
+    if empty:
+        assert asyncio.run(connection.get("bucket", "key", 0, 9)).data == b""
+    else:
+        with pytest.raises(StoreError):
+            asyncio.run(connection.get("bucket", "key", 0, 9))
