@@ -27,6 +27,7 @@ from job.errors import (
 )
 from job.storage import Place, objects, parse, retrying
 from job.storage.connection import StoreError
+from job.storage.gcs import GCS
 from job.storage.s3 import S3
 
 TIMEOUT_SECONDS = 1.0  # of a store that says nothing
@@ -375,3 +376,23 @@ def test_an_object_is_empty_only_if_the_store_says_so_in_its_own_words(monkeypat
     else:
         with pytest.raises(StoreError):
             asyncio.run(connection.get("bucket", "key", 0, 9))
+
+
+def test_google_is_told_the_digest_of_what_it_gets(monkeypatch):
+    """It compares that before it commits, so that nothing damaged on the way is ever there."""
+    sent = []
+
+    class Files:
+        _location = "https://store"
+
+        async def _call(self, *_: object, data: Any, **__: object) -> dict[str, str]:
+            sent.append(data.read())
+            return {"md5Hash": "XUFAKrxLKna5cZ2REBfFkg==", "name": "key", "generation": "1"}
+
+    async def connected() -> Files:
+        return Files()
+
+    connection = GCS(anonymous=True, timeout_seconds=1)
+    monkeypatch.setattr(connection, "_connected", connected)
+    assert asyncio.run(connection.put_new("bucket", "key", b"hello"))
+    assert b'"md5Hash": "XUFAKrxLKna5cZ2REBfFkg=="' in sent[0]

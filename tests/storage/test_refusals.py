@@ -132,6 +132,7 @@ S3_ANSWERS = [
     (412, "PreconditionFailed", "exists"),
     (429, "TooManyRequests", "passing"),
     (500, "InternalError", "passing"),
+    (400, "IDPCommunicationError", "passing"),  # AWS can't reach who vouches for a token just now
     (501, "NotImplemented", "unable"),
     (503, "SlowDown", "passing"),
     (599, "", "passing"),
