@@ -19,7 +19,6 @@ from job.errors import (
     StoppedError,
     UsageError,
 )
-from job.nightly import notice
 from job.process import verdict
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
@@ -73,6 +72,8 @@ def retrain(
 ) -> dict[str, Any]:
     """Let a night happen: train on what is new, judge, promote."""
     verdict.check(termination_log)
+    from job.nightly import notice  # noqa: PLC0415  the other commands need no HTTP
+
     url = None if notify is None else notice.url_of(notify)
     cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
     if cluster.workers.count > 1 or strategy == "multiworker":

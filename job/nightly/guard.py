@@ -108,10 +108,10 @@ def check(
     measured: list[Finding] = []
     for name in names:
         images, labels = dataset.base_examples if name == BASE else dataset.shard(name)
-        measured += _drift(name, Card.of(images, labels, dataset.classes), reference, bounds)
+        measured += drift(name, Card.of(images, labels, dataset.classes), reference, bounds)
         if classify is not None:
             correct = int((classify(images) == labels).sum())
-            measured.append(_accuracy(name, correct, len(labels), accuracy, bounds))
+            measured.append(agreement(name, correct, len(labels), accuracy, bounds))
     return Checked((*measured, *leaks(dataset, allowed)))
 
 
@@ -141,29 +141,6 @@ def allowed_leaks(given: Iterable[str]) -> frozenset[str]:
 
 
 # --- what is measured ---------------------------------------------------------------------------
-
-
-def drift(name: str, shard: Card, reference: Card, bounds: Bounds = DEFAULT) -> list[Finding]:
-    """Return where a shard's labels and pixels depart from the reference by more than passes."""
-    return [each for each in _drift(name, shard, reference, bounds) if not each.passed]
-
-
-def accuracy_drop(
-    name: str, correct: int, examples: int, accuracy: float, bounds: Bounds = DEFAULT
-) -> list[Finding]:
-    """Return that the champion does worse on a shard than on its test set, if it does.
-
-    Flipped or shuffled labels, which no histogram shows, are found so.
-
-    Args:
-        name: of the shard.
-        correct: images of the shard that the champion classified as they are labelled.
-        examples: images of the shard.
-        accuracy: of the champion on its test set, from 0 to 1.
-        bounds: how far they may be apart.
-    """
-    found = _accuracy(name, correct, examples, accuracy, bounds)
-    return [] if found.passed else [found]
 
 
 def leaks(dataset: Dataset, allowed: Collection[str] = ()) -> list[Finding]:
@@ -206,7 +183,20 @@ def _pieces(dataset: Dataset, *, trained: bool) -> Iterator[tuple[str, Images]]:
             yield name, images[start : min(start + _PIECE, at.stop)]
 
 
-def _accuracy(name: str, correct: int, examples: int, accuracy: float, bounds: Bounds) -> Finding:
+def agreement(
+    name: str, correct: int, examples: int, accuracy: float, bounds: Bounds = DEFAULT
+) -> Finding:
+    """Measure how much worse the champion does on a shard than on its test set.
+
+    Flipped or shuffled labels, which no histogram shows, are found so.
+
+    Args:
+        name: of the shard.
+        correct: images of the shard that the champion classified as they are labelled.
+        examples: images of the shard.
+        accuracy: of the champion on its test set, from 0 to 1.
+        bounds: how far they may be apart.
+    """
     drop = accuracy - correct / examples
     spread = np.sqrt(accuracy * (1 - accuracy) / examples)
     bound = max(bounds.accuracy, float(_noise(spread, examples, bounds)))
@@ -218,7 +208,7 @@ def _accuracy(name: str, correct: int, examples: int, accuracy: float, bounds: B
     return Finding(name, "accuracy", drop, bound, sentence)
 
 
-def _drift(name: str, shard: Card, reference: Card, bounds: Bounds) -> list[Finding]:
+def drift(name: str, shard: Card, reference: Card, bounds: Bounds = DEFAULT) -> list[Finding]:
     """Measure labels and pixels; of each the label counts that is furthest beyond its bound."""
     classes = max(len(shard.counts), len(reference.counts))
     shard, reference = _widened(shard, classes), _widened(reference, classes)
