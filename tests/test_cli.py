@@ -747,6 +747,7 @@ HEAVY = (
     "aiohttp",
     "botocore",
     "google",
+    "urllib.request",
 )
 
 
