@@ -10,7 +10,15 @@ from botocore import exceptions
 from s3fs.errors import translate_boto_error
 
 from job.storage import gcs, parse, s3
-from job.storage.connection import FOREIGN, Failure, Page, StoreError, explained, piece
+from job.storage.connection import (
+    FOREIGN,
+    Failure,
+    Page,
+    StoreError,
+    by_status,
+    explained,
+    piece,
+)
 
 CODES = {
     "absent": (66, 66),
@@ -348,3 +356,19 @@ def test_a_listing_of_s3_is_whole_or_says_how_it_goes_on(
             asyncio.run(store.page("bucket", "a/", None, 2))
     else:
         assert asyncio.run(store.page("bucket", "a/", None, 2)) == found
+
+
+@pytest.mark.parametrize(
+    ("status", "signed", "kind"),
+    [
+        (404, True, "passing"),
+        (404, False, "passing"),
+        (400, True, "wrong"),
+        (400, False, "passing"),
+    ],
+)
+def test_an_absence_that_the_store_has_no_word_for_may_pass(
+    status: int, kind: Failure, *, signed: bool
+) -> None:
+    """Its own words for one are looked for before: any other 404 is of somebody between."""
+    assert by_status(status, "exists", signed=signed) == kind
