@@ -218,7 +218,7 @@ def test_every_flag_and_variable_is_one_that_there_is(path: Path) -> None:
     known |= {"--version", "--help", "--install-completion"} | FOREIGN
     known |= set(flags.GONE) if path.name == "CHANGELOG.md" else set()
     scripts = "".join(p.read_text() for p in (REPOSITORY / "scripts").rglob("*.py"))
-    known |= set(re.findall(r'add_argument\("(--[a-z-]+)"', scripts))
+    known |= set(re.findall(r'add_argument\(\s*"(--[a-z-]+)"', scripts))
     text = path.read_text()
     named = {flag for span in spans(text) for flag in re.findall(r"^--[a-z][a-z-]*", span)}
     assert named - known == set()
