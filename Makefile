@@ -73,7 +73,7 @@ image-test: $(READY) ## Build the image on a base of Debian's own and run it as 
 image-sizes: ## Print what the image weighs, and what in it does
 	@scripts/image sizes $(EXTRA)
 
-chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (half an hour)
+chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (an hour; best alone)
 	@$(BIN)/python scripts/chaos/storage.py $(ARGS)
 
 chaos-nights: $(READY) ## Kill nights between any two writes, and let nights race (6 minutes)

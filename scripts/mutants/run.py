@@ -1,6 +1,6 @@
 """Break the code on purpose, one line at a time, and see whether a test fails.
 
-    python scripts/mutants/run.py [--only objects.py] [--parallel 2]
+    python scripts/mutants/run.py [--only objects.py] [--listed-only] [--parallel 2]
 
 `mutants.txt` lists the breaks, each with the tests that should see it. First all these tests run
 without any break, and which lines each of them ran is recorded: most breaks are then seen within

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any, Self
 
 import faults
@@ -22,11 +23,12 @@ from job.errors import (
     CredentialsError,
     JobError,
     MissingInputError,
+    OutputError,
     TemporaryError,
     UsageError,
 )
-from job.storage import Place, objects, parse, retrying
-from job.storage.connection import StoreError
+from job.storage import Place, gcs, objects, parse, retrying
+from job.storage.connection import Page, StoreError
 from job.storage.gcs import GCS
 from job.storage.s3 import S3
 
@@ -396,3 +398,78 @@ def test_google_is_told_the_digest_of_what_it_gets(monkeypatch):
     monkeypatch.setattr(connection, "_connected", connected)
     assert asyncio.run(connection.put_new("bucket", "key", b"hello"))
     assert b'"md5Hash": "XUFAKrxLKna5cZ2REBfFkg=="' in sent[0]
+
+
+@pytest.mark.parametrize(("size", "empty"), [("0", True), ("7", False)])
+def test_an_object_of_googles_is_empty_only_if_what_describes_it_says_so(monkeypatch, size, empty):
+    """A 416 alone may be of somebody between, for an object that has bytes."""
+
+    class Files:
+        async def _call(self, *_: object, json_out: bool = False, **__: object) -> dict[str, str]:
+            if json_out:
+                return {"size": size, "generation": "1"}
+            raise gcs._RefusedError(416, {}, "")
+
+    async def connected() -> Files:
+        return Files()
+
+    connection = GCS(anonymous=True, timeout_seconds=1)
+    monkeypatch.setattr(connection, "_connected", connected)
+    if empty:
+        assert asyncio.run(connection.get("bucket", "key", 0, 9)).data == b""
+    else:
+        with pytest.raises(StoreError):
+            asyncio.run(connection.get("bucket", "key", 0, 9))
+
+
+# --- what a write believes ----------------------------------------------------------------------
+
+PLACE = parse("s3://test-bucket/key")
+
+
+@pytest.fixture
+def unconnected(monkeypatch: pytest.MonkeyPatch) -> objects.Objects:
+    """A store whose requests tests answer themselves."""
+    store = objects.Objects("s3", retrying.Patience(1, lambda *_, **__: None), anonymous=True)
+    monkeypatch.setattr(store, "_connection", lambda: SimpleNamespace(put_new=print))
+    return store
+
+
+@pytest.mark.parametrize("kind", ["exists", "passing", "busy"])
+def test_only_a_refusal_to_overwrite_proves_that_the_store_refuses(unconnected, kind):
+    def refuse(*_: object) -> None:
+        raise StoreError(kind, "no")
+
+    with pytest.raises(StoreError):
+        unconnected._put(SimpleNamespace(request=refuse), PLACE, b"x")
+    assert (PLACE.bucket in unconnected._proven) is (kind == "exists")
+
+
+@pytest.mark.parametrize(("kind", "told"), [("exists", "busy"), ("passing", "passing")])
+def test_a_write_is_not_done_if_its_object_is_gone(unconnected, monkeypatch, kind, told):
+    def refuse(*_: object) -> None:
+        raise StoreError(kind, "no")
+
+    monkeypatch.setattr(unconnected, "_put", refuse)
+    monkeypatch.setattr(unconnected, "_holds", lambda *_: False)
+    with pytest.raises(StoreError) as refused:
+        unconnected._take(None, PLACE, b"x")
+    assert refused.value.kind == told
+
+
+def test_an_answer_without_proof_is_believed_once_the_object_is_there(unconnected, monkeypatch):
+    puts = []
+    monkeypatch.setattr(unconnected, "_put", lambda *_: puts.append(1))
+    monkeypatch.setattr(unconnected, "_holds", lambda *_: True)
+    assert unconnected._take(None, PLACE, b"x")
+    assert len(puts) == 1
+
+
+def test_a_listing_without_end_ends(unconnected, monkeypatch):
+    """Each page names another next one, which no check of marks finds."""
+    pages = iter(range(10))
+    monkeypatch.setattr(objects, "_MAX_PAGES", 3)
+    monkeypatch.setattr(unconnected, "_page", lambda *_: Page(("key/a",), str(next(pages))))
+    with pytest.raises(OutputError, match="holds over 3,000 names"):
+        unconnected.names(PLACE)
+    assert next(pages) == 3

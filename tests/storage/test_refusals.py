@@ -372,3 +372,17 @@ def test_an_absence_that_the_store_has_no_word_for_may_pass(
 ) -> None:
     """Its own words for one are looked for before: any other 404 is of somebody between."""
     assert by_status(status, "exists", signed=signed) == kind
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError("Could not find a suitable TLS CA certificate bundle"), "setup"),
+        (OSError(5, "Input/output error"), "passing"),
+    ],
+)
+def test_a_bundle_that_requests_does_not_find_is_setup(error: OSError, kind: Failure) -> None:
+    """It says so by an OSError without a number, which no system call raises."""
+    with pytest.raises(StoreError) as refused, gcs._judged():
+        raise error
+    assert refused.value.kind == kind

@@ -246,3 +246,11 @@ storage.read(storage.parse("s3://bucket/key"), 10)
         words, check=False, capture_output=True, text=True, timeout=60, env=environment
     )
     assert "no answer in" in done.stderr
+
+
+def test_a_wait_between_two_tries_ends_when_nobody_waits_for_the_result() -> None:
+    operation = Operation(Patience(60, lambda *_, **__: None))
+    threading.Timer(0.2, operation.given_up.set).start()
+    began = time.monotonic()
+    operation._sleep(30)
+    assert time.monotonic() - began < 10

@@ -577,13 +577,19 @@ def test_no_room_in_the_file_system_ends_the_run(tmp_path, checkpoints):
     assert files(tmp_path) == []
 
 
-def test_no_memory_for_three_in_a_row_ends_the_run(checkpoints, monkeypatch):
-    def fail(*_):
-        raise MemoryError
+def no_memory(*_):
+    raise MemoryError
 
+
+def no_memory_for_an_array(*_):
+    np.empty(2**60, np.uint8)  # NumPy's own kind of error, which is made of shape and type
+
+
+@pytest.mark.parametrize("fail", [no_memory, no_memory_for_an_array])
+def test_no_memory_for_three_in_a_row_ends_the_run(checkpoints, monkeypatch, fail):
     monkeypatch.setattr(storage, "create", fail)
     offered(checkpoints, 1, 2, 3)
-    with pytest.raises(MemoryError, match=r"MemoryError\(\); 3 saves in a row failed"):
+    with pytest.raises(MemoryError, match=r"MemoryError\(.*\); 3 saves in a row failed"):
         checkpoints.offer(nothing_more)
 
 
