@@ -62,7 +62,11 @@ bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 15 mi
 
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (70 minutes)
 	@$(BIN)/python scripts/chaos/kill.py
+	@$(BIN)/python scripts/chaos/kill.py --kills 40 --terms 80 \
+		--flags "--preset cnn --epochs 2 --dropout 0.2 --validation 0.1"
 	@$(BIN)/python scripts/chaos/workers.py
+	@$(BIN)/python scripts/chaos/workers.py --workers 2 --times 5 \
+		--flags "--preset cnn --epochs 8 --dropout 0.2 --validation 0.1"
 
 image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=..., CA=bundle)
 	@CA="$(CA)" scripts/image build $(EXTRA) $(BASE)

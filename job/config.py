@@ -16,11 +16,14 @@ from typing import Any, Literal, get_args
 from job.errors import UsageError
 from job.storage import Place, parse
 
-ModelName = Literal["mlp", "cnn"]
+ModelName = Literal["mlp", "cnn", "cnn-wide"]
+Preset = Literal["reference", "fast", "cnn", "best"]
 Schedule = Literal["linear", "cosine", "constant"]
-Augmentation = Literal["none", "shift"]
+Augmentation = Literal["none", "shift", "affine"]
 Strategy = Literal["auto", "cpu", "gpu", "mirrored", "multiworker"]
 Precision = Literal["float32", "mixed_bfloat16"]
+
+STRENGTH = 0.8  # of affine augmentation, where none is given: the best for mlp
 
 EMBEDDED = Place("file", "", str(Path(__file__).parent / "assets" / "mnist.npz"), "mnist")
 """The data set in the box, which goes by a name of its own."""
@@ -35,7 +38,16 @@ _NOT_IDENTITY = (
     *("output", "run_id", "place", "source", "only", "strategy", "require_gpu"),
     *("checkpoint_seconds", "time_limit", "peer_timeout"),
 )
-_SINCE = ("base",)  # fields that came later: part of the identity where given, so old digests hold
+# Fields that came later, and what all runs had until then: part of the identity where another is
+# given, so old digests hold.
+_SINCE = {
+    "base": None,
+    "augment_strength": None,
+    "dropout": 0.0,
+    "validation": 0.0,
+    "validation_seed": 0,
+    "early_stopping": None,
+}
 
 
 @dataclass(frozen=True)
@@ -97,7 +109,18 @@ class RunConfig:
     peer_timeout: float = 45.0
     """Seconds to wait for the other workers before the training starts."""
     augment: Augmentation = "none"
-    """`shift` moves each training image by up to two pixels, anew in every epoch."""
+    """`shift` moves each training image by up to two pixels, anew in every epoch; `affine` turns,
+    scales, slants and moves it."""
+    augment_strength: float | None = None
+    """How far `affine` goes, 1 being as `job.training.augmentation` says; None for `STRENGTH`."""
+    dropout: float = 0.0
+    """Share of the last hidden layer that each step leaves out."""
+    validation: float = 0.0
+    """Share of the training examples that is held out: not trained on, and scored every epoch."""
+    validation_seed: int = 0
+    """Which ones: runs of other seeds are compared on the same examples."""
+    early_stopping: int | None = None
+    """End after so many epochs without a better validation loss; None to do all epochs."""
     place: Place = field(init=False, repr=False)
     """Folder that the run is published in."""
     source: DataSource = field(init=False, repr=False)
@@ -130,7 +153,28 @@ class RunConfig:
             raise UsageError("--require-gpu and --strategy cpu exclude each other: drop one")
         _check_real("--weight-decay", self.weight_decay, "from 0 to 10", 0, 10)
         _check_real("--label-smoothing", self.label_smoothing, "from 0 to 0.9", 0, 0.9)
-        for name in ("learning_rate", "weight_decay", "label_smoothing"):
+        _check_real("--validation", self.validation, "from 0 to 0.9", 0, 0.9)
+        _check_integer("--validation-seed", self.validation_seed, 0, 2**31 - 1)
+        if self.early_stopping is not None:
+            _check_integer("--early-stopping", self.early_stopping, 1, 10_000)
+        for name in ("validation_seed", "early_stopping"):
+            if getattr(self, name) and not self.validation:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is about held-out examples, and there are none: "
+                    "give --validation 0.1, say, or drop it"
+                )
+        _check_real("--dropout", self.dropout, "from 0 to 0.9", 0, 0.9)
+        if self.augment == "affine":
+            strength = STRENGTH if self.augment_strength is None else self.augment_strength
+            _check_real("--augment-strength", strength, "from 0 to 3", 0, 3)
+            object.__setattr__(self, "augment_strength", float(strength) + 0.0)
+        elif self.augment_strength is not None:
+            raise UsageError(
+                f"--augment-strength is of --augment affine, not of {self.augment}: drop it"
+            )
+        for name in (
+            *("learning_rate", "weight_decay", "label_smoothing", "dropout", "validation"),
+        ):
             # 1 and -0.0 equal 1.0 and 0.0, and so must their digests.
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
 
@@ -138,8 +182,11 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """The fields that decide the trained weights, by name."""
         fields = {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
-        absent = [name for name in _SINCE if fields[name] is None]
-        return {name: value for name, value in fields.items() if name not in absent}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in _SINCE or value != _SINCE[name]
+        }
 
     @property
     def digest(self) -> str:
@@ -151,21 +198,68 @@ class RunConfig:
         """Check the config against the number of training examples, once that is known.
 
         Raises:
-            UsageError: one batch would be more than all of them.
+            UsageError: one batch would be more than all that are trained on, or none is held out.
         """
-        if self.batch_size > examples:
+        held_out = round(self.validation * examples)
+        if self.validation and not held_out:
             raise UsageError(
-                f"--batch-size {self.batch_size:,} is more than the {examples:,} training examples "
-                f"of {self.data}: give at most that many"
+                f"--validation {self.validation:g} of {examples:,} training examples is none: give "
+                f"at least {1 / examples:.2g}"
+            )
+        if self.batch_size > examples - held_out:
+            but = f", without the {held_out:,} held out" if held_out else ""
+            raise UsageError(
+                f"--batch-size {self.batch_size:,} is more than the {examples - held_out:,} "
+                f"training examples of {self.data}{but}: give at most that many"
             )
 
     def difference(self, other: dict[str, Any]) -> str:
         """Describe in a few words where the identity `other` departs from this config's."""
-        mine = self.identity
-        names = [name for name in {**mine, **other} if other.get(name) != mine.get(name)]
+        mine, theirs = _SINCE | self.identity, _SINCE | other
+        names = [name for name in mine | theirs if theirs.get(name) != mine.get(name)]
         return ", ".join(
-            f"{name} {other.get(name)!r} there, {mine.get(name)!r} here" for name in names
+            f"{name} {theirs.get(name)!r} there, {mine.get(name)!r} here" for name in names
         )
+
+
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "reference": {},
+    "fast": {
+        "model": "cnn",
+        "epochs": 1,
+        "batch_size": 128,
+        "learning_rate": 0.03,
+        "schedule": "cosine",
+        "weight_decay": 0.0,
+        "label_smoothing": 0.1,
+        "augment": "affine",
+        "augment_strength": 0.6,
+    },
+    "cnn": {
+        "model": "cnn",
+        "epochs": 8,
+        "batch_size": 128,
+        "learning_rate": 0.01,
+        "schedule": "cosine",
+        "weight_decay": 0.02,
+        "label_smoothing": 0.1,
+        "augment": "affine",
+        "augment_strength": 0.7,
+    },
+    "best": {
+        "model": "cnn-wide",
+        "epochs": 20,
+        "batch_size": 128,
+        "learning_rate": 0.006,
+        "schedule": "cosine",
+        "weight_decay": 0.05,
+        "label_smoothing": 0.1,
+        "augment": "affine",
+        "augment_strength": 1.0,
+        "dropout": 0.2,
+    },
+}
+"""Fields that a preset gives other values than `RunConfig` does."""
 
 
 def check_run_id(run_id: str) -> str:

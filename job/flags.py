@@ -20,10 +20,32 @@ GONE = {"--cache": "the job no longer keeps copies of data sets: leave it out"}
 
 
 def _flag(name: str, text: str) -> Any:
-    """Return the flag `--name`, which the environment can give as well."""
+    """Return the flag `--name`, which the environment can give as well, and presets may."""
     variable = PREFIX + name.upper().replace("-", "_")
     _variables.add(variable)
+    field = name.replace("-", "_")
+    set_by = [
+        f"{preset} {fields[field]}" for preset, fields in config.PRESETS.items() if field in fields
+    ]
+    if set_by:
+        text = f"{text} [presets: {', '.join(set_by)}]"
     return typer.Option(f"--{name}", envvar=variable, help=text)
+
+
+def with_preset(
+    context: typer.Context, preset: config.Preset, values: dict[str, Any]
+) -> dict[str, Any]:
+    """Return `values`, by name, with those of a preset for what nobody gave."""
+
+    def given(name: str) -> bool:
+        source = context.get_parameter_source(name)
+        return source is not None and source.name != "DEFAULT"
+
+    fields = {name: value for name, value in config.PRESETS[preset].items() if not given(name)}
+    merged = values | fields
+    if merged["augment"] != "affine" and "augment_strength" in fields:
+        del fields["augment_strength"]  # it is of the augmentation that was given up
+    return values | fields
 
 
 def warn_of_unknown_variables(environment: Mapping[str, str], progress: Progress) -> None:
@@ -53,6 +75,14 @@ Base = Annotated[
     _flag(
         "base",
         "What the shards at --data add to, named as that is. [default: what lies among them]",
+    ),
+]
+Preset = Annotated[
+    config.Preset,
+    _flag(
+        "preset",
+        "Values for many flags at once; any flag given beside it wins. 'fast' passes 99 % in half "
+        "a minute on two cores, 'cnn' 99.5 % in minutes, 'best' 99.7 % in half an hour.",
     ),
 ]
 Model = Annotated[config.ModelName, _flag("model", "Architecture.")]
@@ -94,7 +124,37 @@ LabelSmoothing = Annotated[
     float, _flag("label-smoothing", "Share of each target spread over all classes.")
 ]
 Augment = Annotated[
-    config.Augmentation, _flag("augment", "'shift' moves training images by up to two pixels.")
+    config.Augmentation,
+    _flag(
+        "augment",
+        "'shift' moves training images by up to two pixels; 'affine' turns, scales, slants and "
+        "moves them.",
+    ),
+]
+AugmentStrength = Annotated[
+    float | None,
+    _flag("augment-strength", "How far 'affine' goes, times 10 degrees. [default: 0.8]"),
+]
+Dropout = Annotated[
+    float, _flag("dropout", "Share of the last hidden layer that each training step leaves out.")
+]
+Validation = Annotated[
+    float,
+    _flag(
+        "validation",
+        "Hold out this share of the training images, and score it after each epoch.",
+    ),
+]
+ValidationSeed = Annotated[
+    int, _flag("validation-seed", "Which images are held out: the same for runs of other seeds.")
+]
+EarlyStopping = Annotated[
+    int | None,
+    _flag(
+        "early-stopping",
+        "End after so many epochs without a better validation loss; the last epoch is published. "
+        "[default: do all epochs]",
+    ),
 ]
 Strategy = Annotated[
     config.Strategy,

@@ -36,6 +36,7 @@ app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 @app.command()
 def retrain(
+    context: typer.Context,
     data: flags.Data = RunConfig.data,
     base: flags.Base = RunConfig.base,
     output: flags.Output = RunConfig.output,
@@ -50,6 +51,7 @@ def retrain(
     stale_after: flags.StaleAfter = None,
     notify: flags.Notify = None,
     again: flags.Again = False,
+    preset: flags.Preset = "reference",
     model: flags.Model = RunConfig.model,
     epochs: flags.Epochs = RunConfig.epochs,
     batch_size: flags.BatchSize = RunConfig.batch_size,
@@ -59,6 +61,11 @@ def retrain(
     weight_decay: flags.WeightDecay = RunConfig.weight_decay,
     label_smoothing: flags.LabelSmoothing = RunConfig.label_smoothing,
     augment: flags.Augment = RunConfig.augment,
+    augment_strength: flags.AugmentStrength = RunConfig.augment_strength,
+    dropout: flags.Dropout = RunConfig.dropout,
+    validation: flags.Validation = RunConfig.validation,
+    validation_seed: flags.ValidationSeed = RunConfig.validation_seed,
+    early_stopping: flags.EarlyStopping = RunConfig.early_stopping,
     strategy: flags.Strategy = RunConfig.strategy,
     require_gpu: flags.RequireGpu = RunConfig.require_gpu,
     precision: flags.Precision = RunConfig.precision,
@@ -81,20 +88,32 @@ def retrain(
     from job.nightly import desk, gate, guard  # noqa: PLC0415
     from job.nightly import night as nights_work  # noqa: PLC0415
 
+    training = flags.with_preset(
+        context,
+        preset,
+        {
+            "model": model,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "schedule": schedule,
+            "seed": seed,
+            "weight_decay": weight_decay,
+            "label_smoothing": label_smoothing,
+            "augment": augment,
+            "augment_strength": augment_strength,
+            "dropout": dropout,
+            "validation": validation,
+            "validation_seed": validation_seed,
+            "early_stopping": early_stopping,
+        },
+    )
     config = RunConfig(
         data=data,
         base=base,
         output=output,
         run_id="night",  # until code, config and data have named the run
-        model=model,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        schedule=schedule,
-        seed=seed,
-        weight_decay=weight_decay,
-        label_smoothing=label_smoothing,
-        augment=augment,
+        **training,
         strategy=strategy,
         require_gpu=require_gpu,
         precision=precision,

@@ -299,6 +299,8 @@ def _prepare(
             dataset.classes,
             seed=config.seed,
             precision=config.precision,
+            dropout=config.dropout,
+            form="convolutions" if devices.on_gpu else "matrices",
         )
     collectives = Collectives(chosen, workers)
     collectives.check_alike("data", dataset.fingerprint)

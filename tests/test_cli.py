@@ -14,6 +14,7 @@ import typer
 from conftest import REPOSITORY, schema
 
 from job import __version__, cli, run, storage
+from job.config import PRESETS
 from job.errors import CredentialsError, StoppedError, TemporaryError
 from job.nightly import gate
 from job.process import preemption, runtime
@@ -21,7 +22,8 @@ from job.results import inference
 
 TRAIN_FLAGS = [
     "data", "base", "output", "run-id", "model", "epochs", "batch-size", "learning-rate",
-    "schedule", "seed", "weight-decay", "label-smoothing", "augment", "strategy", "require-gpu",
+    "preset", "schedule", "seed", "weight-decay", "label-smoothing", "augment", "augment-strength",
+    "dropout", "validation", "validation-seed", "early-stopping", "strategy", "require-gpu",
     "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "storage-timeout",
     "anonymous", "termination-log", "liveness-file",
 ]  # fmt: skip
@@ -204,14 +206,33 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
     values = {
         "data": "d.npz", "base": "b.npz", "output": "o", "run_id": "r", "model": "mlp", "epochs": 3,
         "batch_size": 5, "learning_rate": 0.5, "schedule": "cosine", "seed": 9,
-        "weight_decay": 0.5, "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu",
-        "require_gpu": False, "peer_timeout": 9.5,
+        "weight_decay": 0.5, "label_smoothing": 0.25, "augment": "affine", "strategy": "cpu",
+        "augment_strength": 0.25, "dropout": 0.375, "validation": 0.125, "validation_seed": 6,
+        "early_stopping": 4, "require_gpu": False, "peer_timeout": 9.5,
         "precision": "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))
     assert command("train").code == 0
     assert {name: getattr(seen[0], name) for name in values} == values
+
+
+@pytest.mark.parametrize(("preset", "fields"), PRESETS.items())
+def test_a_preset_gives_what_nobody_gave(command, monkeypatch, preset, fields):
+    seen = []
+    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config) or METRICS)
+    assert command("train", "--preset", preset).code == 0
+    assert {name: getattr(seen[0], name) for name in fields} == fields
+    monkeypatch.setenv("MNIST_JOB_EPOCHS", "7")
+    given = {"learning_rate": 0.5, "augment": "none"}
+    flags = ["--preset", preset, "--learning-rate", "0.5", "--augment", "none"]
+    assert command("train", *flags).code == 0
+    wanted = fields | given | {"epochs": 7, "augment_strength": None}
+    assert {name: getattr(seen[1], name) for name in wanted} == wanted
+    text = " ".join(command("train", "--help").out.split())
+    for name, value in fields.items():
+        option = text.partition(f" --{name.replace('_', '-')} ")[2].partition(" --")[0]
+        assert f"{preset} {value}" in option, name
 
 
 def test_every_variable_of_a_night_reaches_it(command, monkeypatch):
@@ -226,8 +247,9 @@ def test_every_variable_of_a_night_reaches_it(command, monkeypatch):
     given = {
         "data": "d", "base": "mnist", "output": "o", "model": "cnn", "epochs": 3, "batch_size": 5,
         "learning_rate": 0.5, "schedule": "cosine", "seed": 9, "weight_decay": 0.5,
-        "label_smoothing": 0.25, "augment": "shift", "strategy": "cpu", "precision":
-        "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
+        "label_smoothing": 0.25, "augment": "affine", "augment_strength": 0.25, "dropout": 0.375,
+        "validation": 0.125, "validation_seed": 6, "early_stopping": 4, "strategy": "cpu",
+        "precision": "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
     }  # fmt: skip
     leak = "0" * 32
     planned = {

@@ -4,12 +4,13 @@ import hashlib
 import math
 import re
 from dataclasses import FrozenInstanceError, asdict, fields, replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from job import config
 from job.config import (
     EMBEDDED,
     RESERVED_RUN_IDS,
@@ -51,6 +52,17 @@ OTHER: dict[str, Any] = {
     "weight_decay": 0.0456,
     "label_smoothing": 0.789,
     "augment": "shift",
+    "augment_strength": 0.5,
+    "dropout": 0.1,
+    "validation": 0.2,
+    "validation_seed": 3,
+    "early_stopping": 4,
+}
+# What a field is about, without which it is refused.
+WITH: dict[str, dict[str, Any]] = {
+    "augment_strength": {"augment": "affine"},
+    "validation_seed": {"validation": 0.1},
+    "early_stopping": {"validation": 0.1},
 }
 
 WRONG: list[tuple[str, Any]] = [
@@ -69,11 +81,16 @@ WRONG: list[tuple[str, Any]] = [
     *[("strategy", value) for value in ("", "tpu", "GPU", "cpu,gpu", None, True)],
     *[("precision", value) for value in ("", "float16", "float64", "bfloat16", None)],
     *[("schedule", value) for value in ("", "step", "Cosine", None, 0)],
+    *[("dropout", value) for value in (-1e-9, 0.9001, 1.0, math.nan, math.inf)],
+    *[("validation", value) for value in (-1e-9, 0.9001, 1.0, math.nan, math.inf)],
+    *[("validation_seed", value) for value in (-1, 2**31, 0.5, True, None)],
+    *[("early_stopping", value) for value in (0, -1, 10_001, 1.0, True, "3")],
+    *[("augment_strength", value) for value in (-1e-9, 3.1, math.nan, math.inf)],
     *[("augment", value) for value in ("", "flip", "True", None, True, False)],
 ]
 WRONG_TYPE_OF_REAL: list[tuple[str, Any]] = [
     (field, value)
-    for field in ("learning_rate", "weight_decay", "label_smoothing", "checkpoint_seconds")
+    for field in ("learning_rate", "weight_decay", "label_smoothing", "dropout", "validation")
     for value in ("0.1", "", None, True, False, [0.1], 1j, 10**400)
 ]
 BOUNDARIES: list[tuple[str, Any]] = [
@@ -96,6 +113,11 @@ BOUNDARIES: list[tuple[str, Any]] = [
     ("time_limit", None),
     ("time_limit", 1.0),
     ("time_limit", 1e7),
+    ("dropout", 0.9),
+    ("validation", 0.9),
+    ("early_stopping", 1),
+    ("augment_strength", 0.0),
+    ("augment_strength", 3.0),
 ]
 
 BAD_RUN_IDS = [
@@ -122,7 +144,7 @@ GOOD_RUN_IDS = ["a", "0", "A-1", "a..b", "a.b_c-d", "x" * 63, "mnist-nightly-293
 @pytest.mark.parametrize(("field", "value"), WRONG, ids=lambda value: repr(value)[:20])
 def test_a_wrong_value_is_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(UsageError) as caught:
-        replace(CONFIG, **{field: value})
+        replace(CONFIG, **WITH.get(field, {}) | {field: value})
     assert str(caught.value).startswith(f"--{field.replace('_', '-')} must be ")
     assert str(caught.value).endswith(f"not {value!r}")
 
@@ -135,12 +157,13 @@ def test_a_value_that_is_no_real_number_is_refused_by_name(field: str, value: An
 
 @pytest.mark.parametrize(("field", "value"), BOUNDARIES)
 def test_boundaries_are_accepted(field: str, value: Any) -> None:
-    assert getattr(replace(CONFIG, **{field: value}), field) == value
+    made = replace(CONFIG, **WITH.get(field, {}) | {field: value})
+    assert getattr(made, field) == value
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_other_legal_values_are_accepted(field: str) -> None:
-    changed = replace(CONFIG, **{field: OTHER[field]})
+    changed = replace(CONFIG, **WITH.get(field, {}) | {field: OTHER[field]})
     assert getattr(changed, field) == OTHER[field] != getattr(CONFIG, field)
 
 
@@ -212,15 +235,46 @@ def test_a_fresh_run_id_is_legal_readable_and_new() -> None:
 
 
 def test_identity_is_everything_but_place_and_device() -> None:
-    assert set(CONFIG.identity) == set(FIELDS) - NOT_IDENTITY - {"base"}  # where it is given
+    later = {"base", "dropout", "validation", *WITH}  # where they are given
+    assert set(CONFIG.identity) == set(FIELDS) - NOT_IDENTITY - later
     assert replace(CONFIG, base="mnist").identity == CONFIG.identity | {"base": "mnist"}
     assert CONFIG.identity.items() <= asdict(CONFIG).items()
 
 
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_digest_changes_with_what_is_trained_and_with_nothing_else(field: str) -> None:
-    changed = replace(CONFIG, **{field: OTHER[field]})
-    assert (changed.digest == CONFIG.digest) == (field in NOT_IDENTITY)
+    before = replace(CONFIG, **WITH.get(field, {}))
+    changed = replace(before, **{field: OTHER[field]})
+    assert (changed.digest == before.digest) == (field in NOT_IDENTITY)
+
+
+@pytest.mark.parametrize("field", WITH)
+def test_what_is_about_another_flag_is_refused_without_it(field: str) -> None:
+    with pytest.raises(UsageError, match=f"^--{field.replace('_', '-')} is "):
+        replace(CONFIG, **{field: OTHER[field]})
+
+
+@pytest.mark.parametrize("preset", config.PRESETS)
+def test_presets_are_legal_and_all_reach_the_identity(preset: config.Preset) -> None:
+    fields_of_it = config.PRESETS[preset]
+    made = RunConfig(run_id="r", **fields_of_it)
+    assert {name: made.identity.get(name, 0.0) for name in fields_of_it} == fields_of_it
+    assert get_args(config.Preset) == tuple(config.PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("validation", "batch_size", "examples", "said"),
+    [
+        (0.0, 11, 10, "--batch-size 11 is more than the 10 training examples of mnist: "),
+        (0.5, 6, 10, "the 5 training examples of mnist, without the 5 held out: "),
+        (0.01, 1, 10, "--validation 0.01 of 10 training examples is none: give at least 0.1"),
+    ],
+)
+def test_examples_must_be_enough(validation, batch_size, examples, said) -> None:
+    made = replace(CONFIG, validation=validation, batch_size=batch_size)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        made.check_examples(examples)
+    replace(CONFIG, validation=0.5, batch_size=5).check_examples(10)
 
 
 def test_the_digest_is_pinned() -> None:
@@ -277,9 +331,10 @@ def test_no_difference_is_said_in_no_words() -> None:
 
 @pytest.mark.parametrize("field", sorted(set(FIELDS) - NOT_IDENTITY))
 def test_a_difference_is_named_with_both_values(field: str) -> None:
-    theirs = replace(CONFIG, **{field: OTHER[field]}).identity
-    assert CONFIG.difference(theirs) == (
-        f"{field} {OTHER[field]!r} there, {getattr(CONFIG, field)!r} here"
+    mine = replace(CONFIG, **WITH.get(field, {}))
+    theirs = replace(mine, **{field: OTHER[field]}).identity
+    assert mine.difference(theirs) == (
+        f"{field} {OTHER[field]!r} there, {getattr(mine, field)!r} here"
     )
 
 

@@ -133,9 +133,14 @@ def _compiled(details: Mapping[str, Any]) -> str:
 
 
 def _epoch(details: Mapping[str, Any]) -> str:
+    held_out = ""
+    if "validation_loss" in details:
+        held_out = (
+            f"   held out: {details['validation_loss']:.4f}, {details['validation_accuracy']:.4f}"
+        )
     return (
         f"epoch {details['epoch']:>{len(str(details['epochs']))}}/{details['epochs']}"
-        f"   loss {details['loss']:.4f}   accuracy {details['accuracy']:.4f}"
+        f"   loss {details['loss']:.4f}   accuracy {details['accuracy']:.4f}{held_out}"
         f"   {details['images_per_second']:>9,.0f} images/s"
     )
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from job.training import chance
+
 
 @dataclass(frozen=True)
 class Share:
@@ -48,11 +50,14 @@ class Dropout(keras.layers.Dropout):  # type: ignore[misc]  # Keras has no types
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """Return `inputs`, shape (share, ...), in training with some of them zero."""
+        if not training or not self.rate:
+            return inputs
         share = _share.get()
-        if share is None or inputs.shape[0] == share.batch_size or not training:
-            return super().call(inputs, training=training)
-        whole = tf.ones((share.batch_size, *inputs.shape[1:]), inputs.dtype)
-        return inputs * tf.gather(super().call(whole, training=True), share.places)
+        examples = inputs.shape[0] if share is None else share.batch_size
+        seed = tf.cast(self.seed_generator.next(), tf.int32)
+        kept = chance.uniform((examples, *inputs.shape[1:]), seed) >= self.rate
+        mask = tf.cast(kept, inputs.dtype) / (1 - self.rate)
+        return inputs * (mask if share is None else tf.gather(mask, share.places))
 
 
 class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]

@@ -19,10 +19,10 @@ import tensorflow as tf
 from job.config import RunConfig
 from job.data.source import Dataset
 from job.errors import DataError
-from job.training.augmentation import TRANSFORMS
+from job.training import augmentation
 from job.training.feed import Feed
 from job.training.layers import Share, share_of_batch
-from job.training.model import PIXEL_SCALE, exchanges_in_layers, xla_on_cpu
+from job.training.model import PIXEL_SCALE, exchanges_in_layers
 
 
 class _Adam(keras.optimizers.Adam):  # type: ignore[misc]  # Keras has no types
@@ -55,21 +55,20 @@ class Loop:
         self._classes = dataset.classes
         self._seed = config.seed
         self._label_smoothing = config.label_smoothing
-        self._transform = TRANSFORMS[config.augment]
+        self._transform = augmentation.transform(config.augment, config.augment_strength)
         with strategy.scope():
             self._optimizer = _Adam(weight_decay=config.weight_decay or None, name="adam")
             self._optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma"])
             self._optimizer.build(model.trainable_variables)
         self._feed = Feed(strategy, dataset, self._share)
-        on_cpu = "CPU" in strategy.extended.worker_devices[0].upper()
-        xla = xla_on_cpu(config.model) or not on_cpu
         # XLA knows no exchange between replicas.
         alone = self._replicas == 1
         apart = not alone and not exchanges_in_layers(config.model)
-        self._program = tf.function(self._steps, jit_compile=xla and alone, autograph=False)
+        self._program = tf.function(self._steps, jit_compile=alone, autograph=False)
+        self._scoring = tf.function(self._scores, jit_compile=alone, autograph=False)
         self._gradients = (
             tf.function(self._differentiate, jit_compile=True, autograph=False)
-            if xla and apart
+            if apart
             else self._differentiate
         )
         self.begin_epoch()
@@ -110,6 +109,29 @@ class Loop:
         loss_sum, hits = self._program(*given, before + epoch_start, *sums)
         # Carried as they are, so that a sum has the same bits wherever the chunks end.
         self._loss_sum, self._hits = loss_sum.numpy(), hits.numpy()
+
+    def score(
+        self, examples: npt.NDArray[np.int32], steps: int | None = None
+    ) -> tuple[float, float]:
+        """Return mean loss against the labels themselves, and accuracy, of training examples.
+
+        Args:
+            examples: which, shape (any,).
+            steps: batches to take, all if None; no batch only compiles.
+        """
+        whole = self._share * self._replicas
+        batches = math.ceil(len(examples) / whole)
+        order = np.resize(examples, (batches, whole))  # which takes the first ones again at the end
+        nothing = np.zeros(batches, np.float32)
+        sums = tf.constant(np.float32(0)), tf.constant(np.int32(0))
+        first, end = 0, batches if steps is None else steps
+        while True:
+            count = min(end - first, self.most_steps)
+            images, labels, rows, _, *span = self._feed.steps(order, nothing, first, count)
+            sums = self._scoring(images, labels, rows, *span, tf.constant(len(examples)), *sums)
+            first += count
+            if first >= end:
+                return float(sums[0]) / len(examples), int(sums[1]) / len(examples)
 
     def means(self, steps: int) -> tuple[float, float]:
         """Return loss and accuracy over the epoch, of which `steps` steps are done."""
@@ -177,6 +199,55 @@ class Loop:
             lambda i, *_: i < end, body, (first, loss_sum, hits), parallel_iterations=1
         )
         return loss_sum, hits
+
+    def _scores(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: tf.Tensor,
+        first: tf.Tensor,
+        end: tf.Tensor,
+        before: tf.Tensor,
+        examples: tf.Tensor,
+        loss_sum: tf.Tensor,
+        hits: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        def body(i: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            results = self._strategy.run(
+                self._score_batch, (images, labels, order, i, before + i, examples)
+            )
+            loss, batch_hits = (
+                self._strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
+                for result in results
+            )
+            return i + 1, loss_sum + loss, hits + batch_hits
+
+        _, loss_sum, hits = tf.while_loop(
+            lambda i, *_: i < end, body, (first, loss_sum, hits), parallel_iterations=1
+        )
+        return loss_sum, hits
+
+    def _score_batch(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        order: tf.Tensor,
+        i: tf.Tensor,
+        number: tf.Tensor,
+        examples: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return a replica's part of the sums of loss and hits of batch `number`."""
+        replica = tf.distribute.get_replica_context()
+        start = replica.replica_id_in_sync_group * self._share
+        batch = tf.reshape(tf.slice(order, [i, start], [1, self._share]), [self._share])
+        pixels = tf.cast(tf.gather(images, batch), tf.float32) * PIXEL_SCALE
+        labels = tf.gather(labels, batch)
+        logits = self._model(pixels, training=False)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        counts = number * self._share * self._replicas + start + tf.range(self._share) < examples
+        right = (tf.argmax(logits, axis=1, output_type=tf.int32) == labels) & counts
+        loss = tf.reduce_sum(tf.where(counts, losses, 0))
+        return loss, tf.reduce_sum(tf.cast(right, tf.int32))
 
     def _step(
         self,

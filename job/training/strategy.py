@@ -18,6 +18,7 @@ class Devices:
     """Devices that share each batch, over all workers."""
     devices: tuple[str, ...]
     """Names of this machine's, such as `NVIDIA H100` or `CPU`."""
+    on_gpu: bool
 
 
 def choose(
@@ -112,4 +113,5 @@ def describe(strategy: tf.distribute.Strategy) -> Devices:
         replicas=strategy.num_replicas_in_sync,
         # Several logical devices may share a physical one.
         devices=tuple((named * len(names))[: len(names)]),
+        on_gpu=device == "GPU",
     )

@@ -28,6 +28,7 @@ from job.workers import watchdog
 from job.workers.collectives import Collectives
 
 WARMUP_SHARE = 0.1  # of all steps: Adam's second moments are noise before it has seen some
+_HELD_OUT = 2**63  # the second word of a key that no epoch's order has
 CHUNK_SECONDS = 0.5  # a stop waits for a chunk at most, and a chunk's start costs a millisecond
 
 
@@ -45,6 +46,15 @@ class Epoch:
     """Rate of the last step."""
     seconds: float
     images_per_second: float
+    validation_loss: float | None = None
+    """Mean cross-entropy of the held-out examples once the epoch was over, in nats; None where none
+    are held out."""
+    validation_accuracy: float | None = None
+    """Share of them classified rightly."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what is published of it."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Training:
     """What training a model took and gave."""
 
     epochs: int
+    """Those that were done: fewer than were asked for if it was stopped early."""
     steps: int
     resumed_step: int
     """Step that this attempt went on from; 0 if it began the run."""
@@ -107,7 +118,7 @@ def train(
         loop, compile_seconds = _compile(model, dataset, config, collectives, course, progress)
         state = _begin(start, loop, collectives)
         wanted = 1  # steps in the next chunk
-        while state.step < course.total_steps:
+        while state.step < course.total_steps and not stopped_early(config, state.history):
             before = state.step
             state, seconds = _do_chunk(loop, course, state, wanted)
             progress.beat()
@@ -125,8 +136,8 @@ def train(
         if collectives.is_chief:
             checkpoints.save(state.holding(loop.arrays()))
     return Training(
-        epochs=config.epochs,
-        steps=course.total_steps,
+        epochs=len(state.history),
+        steps=state.step,
         resumed_step=start.step,
         compile_seconds=compile_seconds,
         train_seconds=state.train_seconds,
@@ -139,9 +150,10 @@ class _Course:
     """What a training does step by step: which examples, at which rates, in which epoch."""
 
     def __init__(self, config: RunConfig, examples: int) -> None:
-        self.steps_per_epoch = math.ceil(examples / config.batch_size)
+        self._kept, self.held_out = parts(config, examples)
+        self.steps_per_epoch = math.ceil(len(self._kept) / config.batch_size)
         self.total_steps = config.epochs * self.steps_per_epoch
-        self._config, self._examples = config, examples
+        self._config = config
         self._epoch = -1
         self._order, self._rates = np.empty((0, 0), np.int32), np.empty(0, np.float32)
 
@@ -161,7 +173,7 @@ class _Course:
             return
         seed, batch_size, steps = self._config.seed, self._config.batch_size, self.steps_per_epoch
         self._epoch = epoch
-        self._order = epoch_order(seed, epoch, self._examples, batch_size)
+        self._order = self._kept[epoch_order(seed, epoch, len(self._kept), batch_size)]
         self._rates = learning_rates(self._config, self.total_steps, epoch * steps, steps)
 
     def is_at_an_epochs_end(self, step: int) -> bool:
@@ -182,6 +194,8 @@ def _compile(
     loop = Loop(model, dataset, config, collectives.strategy)
     nothing = np.zeros((course.steps_per_epoch, config.batch_size), np.int32)
     loop.run(nothing, course.rates(0), epoch_start=0, first=0, count=0)
+    if len(course.held_out):
+        loop.score(course.held_out, steps=0)
     runtime.give_back_memory()  # what compiling took and freed: a tenth of the peak otherwise
     seconds = time.perf_counter() - started
     progress.event("compiled", model=model.name, parameters=model.count_params(), seconds=seconds)
@@ -227,6 +241,10 @@ def _finish_epoch(
     loss, accuracy = loop.means(len(rates))
     if not math.isfinite(loss):
         raise _diverged(loss, index + 1, config, state.history)
+    validation_loss = validation_accuracy = None
+    if len(course.held_out):
+        with watchdog.together():
+            validation_loss, validation_accuracy = loop.score(course.held_out)
     finished = Epoch(
         epoch=index + 1,
         loss=loss,
@@ -234,10 +252,15 @@ def _finish_epoch(
         learning_rate=float(rates[-1]),
         seconds=state.epoch_seconds,
         images_per_second=course.order(index).size / state.epoch_seconds,
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
     )
+    after = state.after_epoch(finished.record())
     if collectives.is_chief:
-        progress.event("epoch", epochs=config.epochs, **asdict(finished))
-    return state.after_epoch(asdict(finished))
+        progress.event("epoch", epochs=config.epochs, **finished.record())
+        if stopped_early(config, after.history) and finished.epoch < config.epochs:
+            progress.event("stopped_early", epoch=finished.epoch, patience=config.early_stopping)
+    return after
 
 
 def _stop_if_asked(
@@ -301,6 +324,28 @@ def _diverged(
         "anew with another --run-id; if that ends the same, look at the images and labels, and "
         "have this machine's memory or GPU checked"
     )
+
+
+def stopped_early(config: RunConfig, history: tuple[dict[str, Any], ...]) -> bool:
+    """Tell whether so many epochs went by without a better validation loss that training ends."""
+    if config.early_stopping is None or not history:
+        return False
+    losses = [epoch["validation_loss"] for epoch in history]
+    return len(losses) - 1 - losses.index(min(losses)) >= config.early_stopping
+
+
+def parts(config: RunConfig, examples: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return which of the training examples are trained on, and which are held out.
+
+    A function of the number of examples, `validation` and `validation_seed` alone.
+
+    Returns:
+        Two arrays of rising indices, int32, which together are all of them.
+    """
+    shuffled = np.random.Generator(np.random.Philox(key=[config.validation_seed, _HELD_OUT]))
+    order = shuffled.permutation(examples).astype(np.int32)
+    held_out = round(config.validation * examples)
+    return np.sort(order[held_out:]), np.sort(order[:held_out])
 
 
 def learning_rates(

@@ -1,11 +1,12 @@
 """Kill trainings at random moments, for real, and see that nothing is ever lost or torn.
 
-    python scripts/chaos/kill.py --kills 100 --terms 200
+    python scripts/chaos/kill.py --kills 100 --terms 200 [--flags="--preset cnn --epochs 2"]
 
-A training of the job's own defaults, but of six epochs and with a checkpoint after every chunk, is
-killed by SIGKILL at a random moment of its life, and begun again until it is complete; its weights
-must then be those of a training that nobody touched, byte for byte. The same with SIGTERM, where
-the job must also be gone within 20 seconds and never say 0 unless it is complete.
+A training of the job's own defaults, but of six epochs and with a checkpoint after every chunk, or
+one with other flags, is killed by SIGKILL at a random moment of its life, and begun again until it
+is complete; its weights must then be those of a training that nobody touched, byte for byte. The
+same with SIGTERM, where the job must also be gone within 20 seconds and never say 0 unless it is
+complete.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import collections
 import hashlib
 import json
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from tally import Tally
 
-FLAGS = ("--epochs", "6", "--augment", "shift", "--checkpoint-seconds", "0", "--log", "json")
+FLAGS = ("--checkpoint-seconds", "0", "--log", "json")
 WITHIN_SECONDS = 20
 FILES = ("model_weights.h5", "model.keras")
 GIVE_UP_AFTER = 50  # attempts at one run
@@ -52,11 +54,13 @@ def main() -> int:
     parser.add_argument("--terms", type=int, default=200, help="SIGTERMs to send")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--flags", default="--epochs 6 --augment shift", help="of train")
     arguments = parser.parse_args()
+    flags = shlex.split(arguments.flags)
     with tempfile.TemporaryDirectory(prefix="mnist-job-chaos-") as folder:
         began = time.monotonic()
         names = [f"unbroken-{index}" for index in range(arguments.parallel)]
-        for process in [start(Path(folder), name) for name in names]:
+        for process in [start(Path(folder), name, flags) for name in names]:
             process.wait()
         life = time.monotonic() - began
         expected, *others = (outcome(Path(folder, name)) for name in names)
@@ -86,7 +90,14 @@ def campaign(
 
     def one(index: int) -> Report:
         draw = random.Random(f"{arguments.seed} {number} {index}")
-        return torment(folder / f"{number.name}-{index}", number, draw, life, expected)
+        return torment(
+            folder / f"{number.name}-{index}",
+            shlex.split(arguments.flags),
+            number,
+            draw,
+            life,
+            expected,
+        )
 
     with ThreadPoolExecutor(arguments.parallel) as pool:
         while (left := wanted - (report.runs if number == signal.SIGKILL else report.signals)) > 0:
@@ -111,6 +122,7 @@ def campaign(
 
 def torment(
     run: Path,
+    flags: list[str],
     number: signal.Signals,
     draw: random.Random,
     life: float,
@@ -119,7 +131,7 @@ def torment(
     """Begin `run` again and again, with a signal at a random moment, until it is complete."""
     report = Report(runs=1)
     for attempt in range(GIVE_UP_AFTER):
-        process = start(run.parent, run.name)
+        process = start(run.parent, run.name, flags)
         # The first attempt is hit for certain, later ones leave room for the run to end.
         moment = draw.uniform(0, life if attempt == 0 else 3 * life)
         try:
@@ -151,11 +163,11 @@ def torment(
     return report
 
 
-def start(output: Path, run_id: str) -> subprocess.Popen[str]:
+def start(output: Path, run_id: str, flags: list[str]) -> subprocess.Popen[str]:
     """Start the job as a process of its own."""
     place = ("--output", str(output), "--run-id", run_id)
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "job", "train", *FLAGS, *place],
+        [sys.executable, "-P", "-m", "job", "train", *FLAGS, *flags, *place],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

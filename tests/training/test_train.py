@@ -68,7 +68,12 @@ def run(dataset, settings, start=None, stop_after=0):
     """Train on from `start`; return the weights, the last saved state and what was returned."""
     chosen = strategy.choose("cpu")
     with chosen.scope():
-        net = model.build(settings.model, (28, 28), dataset.classes, seed=settings.seed)
+        net = model.build(
+            *(settings.model, (28, 28), dataset.classes),
+            seed=settings.seed,
+            dropout=settings.dropout,
+            form="matrices",
+        )
     checkpoints = Memory()
     begin = start or State({}, 2)
     result = None
@@ -109,8 +114,8 @@ def untimed(history):
     ],
 )
 def test_stopped_and_resumed_is_one_unbroken_run(tiny, monkeypatch, name, stops):
-    """Bit for bit, with augmentation on, and for the cnn with dropout and moving averages."""
-    settings = config(model=name, augment="shift", epochs=3)
+    """Bit for bit, with all that draws at random, and for the cnn with moving averages."""
+    settings = config(model=name, augment="affine", dropout=0.3, epochs=3, validation=0.1)
     whole, whole_state, whole_result = unbroken(tiny, settings)
     # Chunks of other lengths too: they must not matter either.
     monkeypatch.setattr(train, "CHUNK_SECONDS", 1e-9)
@@ -133,7 +138,7 @@ def test_stopped_and_resumed_is_one_unbroken_run(tiny, monkeypatch, name, stops)
 
 
 def test_state_holds_every_variable_that_moves(tiny):
-    _, state, _ = run(tiny, config(model="cnn"), stop_after=1)
+    _, state, _ = run(tiny, config(model="cnn", dropout=0.5), stop_after=1)
     names = set(state.arrays)
     for part in ("seed", "moving_mean", "momentum", "velocity", "iteration", "loss_sum", "hits"):
         assert any(part in name for name in names), part
@@ -186,6 +191,10 @@ def test_same_seed_same_bits(tiny, augment):
     [
         {"seed": 1},
         {"augment": "shift"},
+        {"augment": "affine"},
+        {"dropout": 0.5},
+        {"validation": 0.25},
+        {"validation": 0.25, "validation_seed": 1},
         {"label_smoothing": 0.0},
         {"weight_decay": 0.0},
         {"schedule": "constant"},
@@ -193,8 +202,62 @@ def test_same_seed_same_bits(tiny, augment):
     ],
 )
 def test_each_setting_reaches_the_loop(tiny, change):
-    (default, _), (changed, _) = trained(tiny, config()), trained(tiny, config(**change))
+    before = {"validation": 0.25} if "validation_seed" in change else {}
+    (default, _), (changed, _) = trained(tiny, config(**before)), trained(tiny, config(**change))
     assert any(not np.array_equal(one, other) for one, other in zip(default, changed, strict=True))
+
+
+def test_held_out_examples_are_scored_and_not_trained_on(tiny):
+    settings = config(validation=0.3, epochs=3)
+    kept, held_out = train.parts(settings, 90)
+    assert len(held_out) == 27
+    assert sorted([*kept, *held_out]) == list(range(90))
+    weights, result = trained(tiny, settings)
+    # Without the images that are held out nothing changes, but for what they score.
+    blank = tiny.x_train.copy()
+    blank[held_out] = 0
+    others, other = run(dataclasses.replace(tiny, x_train=blank), settings)[::2]
+    assert all(np.array_equal(one, other) for one, other in zip(weights, others, strict=True))
+    assert other.history[-1]["validation_loss"] != result.history[-1]["validation_loss"]
+    net = model.build("mlp", (28, 28), tiny.classes)
+    net.set_weights(weights)
+    logits = net(tiny.x_train[held_out] / np.float32(255)).numpy()
+    labels = tiny.y_train[held_out]
+    losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    assert result.history[-1]["validation_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert result.history[-1]["validation_accuracy"] == np.mean(logits.argmax(1) == labels)
+    assert result.steps == 3 * 4  # ceil(63 / 20)
+
+
+def test_held_out_examples_do_not_depend_on_the_seed_of_the_run():
+    first, other = (train.parts(config(validation=0.3, seed=seed), 90)[1] for seed in (0, 1))
+    assert np.array_equal(first, other)
+    other = train.parts(config(validation=0.3, validation_seed=1), 90)[1]
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("losses", "stops"),
+    [([3], 0), ([3, 2, 1], 0), ([3, 2, 2.5], 0), ([3, 2, 2, 2.5], 1), ([1, 2, 3], 1), ([], 0)],
+)
+def test_epochs_without_a_better_loss_end_it(losses, stops):
+    history = tuple({"validation_loss": loss} for loss in losses)
+    assert train.stopped_early(config(validation=0.1, early_stopping=2), history) == bool(stops)
+    assert not train.stopped_early(config(validation=0.1), history)
+
+
+def test_stopped_early_is_over_and_stays_over(tiny):
+    """The rate is so high that it never gets better than after its first epoch."""
+    more = {"validation": 0.3, "learning_rate": 3.0, "epochs": 9, "schedule": "constant"}
+    whole, state, result = run(tiny, config(early_stopping=2, **more))
+    losses = [epoch["validation_loss"] for epoch in result.history]
+    assert result.epochs == len(losses) == losses.index(min(losses)) + 3 < 9
+    assert result.steps == 4 * len(losses) == state.step
+    again, _, resumed = run(
+        tiny, config(early_stopping=2, **more), from_bytes(to_bytes(state), "x")
+    )
+    assert resumed.steps == resumed.resumed_step == state.step
+    assert all(np.array_equal(one, other) for one, other in zip(whole, again, strict=True))
 
 
 def test_accuracy_counts_each_step_once(tiny):

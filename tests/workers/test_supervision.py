@@ -26,7 +26,7 @@ def test_a_lost_worker_ends_all_with_75_and_the_run_goes_on(harm):
     """The short version of `make chaos`, which does this ten times with two and three workers."""
     script = str(REPOSITORY / "scripts" / "chaos" / "workers.py")
     flags = ["--times", "1", "--workers", "2", "--harms", harm, "--peer-timeout", "5"]
-    flags += ["--epochs", "12"]
+    flags += ["--flags", "--epochs 12 --augment shift"]
     done = subprocess.run(
         [sys.executable, script, *flags], capture_output=True, text=True, timeout=280, check=False
     )
