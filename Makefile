@@ -10,8 +10,8 @@ BASE ?= python:3.12-slim
 CA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check format seeds bench chaos chaos-nights chaos-storage image image-test \
-	image-sizes mutants gate picture lock lock-peers clean
+.PHONY: help setup train test test-slow check format seeds accuracy ablation bench chaos chaos-nights \
+	chaos-storage image image-test image-sizes mutants gate picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -55,9 +55,15 @@ format: $(READY) ## Put the code into the project's format
 	@$(BIN)/ruff format .
 
 seeds: $(READY) ## Measure the accuracy over five seeds (ARGS="--held-out -- --epochs 5" to tune)
-	@$(BIN)/python scripts/bench/seeds.py $(ARGS)
+	@$(BIN)/python scripts/bench/accuracy.py --preset reference $(ARGS)
 
-bench: $(READY) ## Compare with Keras, PyTorch and JAX, side by side (some 15 minutes; ARGS=--quick)
+accuracy: $(READY) ## Measure what each preset reaches, over five seeds (hours; ARGS="--preset fast")
+	@$(BIN)/python scripts/bench/accuracy.py $(ARGS)
+
+ablation: $(READY) ## Measure on held-out images what earns its place (an hour; ARGS="--preset cnn")
+	@$(BIN)/python scripts/bench/ablation.py $(ARGS)
+
+bench: $(READY) ## Compare with Keras, PyTorch and JAX (an hour; ARGS=--quick, ARGS="--only mlp")
 	@$(BIN)/python scripts/bench/compare.py $(ARGS)
 
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (70 minutes)

@@ -1,4 +1,4 @@
-"""What `make bench` makes of its samples: medians, ratios, verdicts and the table."""
+"""What `make bench` makes of its samples: medians, ratios, verdicts and tables; and its peers."""
 
 import json
 import os
@@ -13,27 +13,43 @@ import environments
 import probes
 import pytest
 import summary
+import tasks
 import verdicts
-from contestants import BATCHES, JAX, JAX_UNROLLED, JOB, KERAS, PRODUCTS, Contestant
+from contestants import (
+    JAX,
+    JAX_CONVOLUTIONS,
+    JAX_UNROLLED,
+    JOB,
+    KERAS,
+    PRODUCTS,
+    TORCH_CNN,
+    TORCH_COMPILED,
+    Contestant,
+)
 from summary import Measured
+from tasks import GOALS, PARTS, REFERENCE, STEADY
 from verdicts import Figure, Sample
 
+from job.config import RunConfig
+from job.training import augmentation
+
 WIDTH = 100
+NAMES = [task.name for task in PARTS["mlp"]]
 
 
-def sample(contestant: str, batch: int, number: int, wall: float, speed: float = 1e5) -> Sample:
-    return Sample(contestant, batch, number, wall, wall, speed, 0.98)
+def sample(contestant: str, task: str, number: int, wall: float, speed: float = 1e5) -> Sample:
+    return Sample(contestant, task, number, wall, wall, speed, 0.98)
 
 
 def walls(contestant: str, *seconds: float) -> list[Sample]:
     """Return a sample of each round, with batch 32."""
-    return [sample(contestant, 32, number, wall) for number, wall in enumerate(seconds)]
+    return [sample(contestant, "batch 32", number, wall) for number, wall in enumerate(seconds)]
 
 
-def test_a_median_is_of_one_contestant_at_one_batch_size():
-    samples = [*walls(JOB, 3, 1, 20), *walls(JAX, 7), sample(JOB, 128, 0, 100)]
-    assert verdicts.median(samples, JOB, 32, verdicts.wall) == 3
-    assert verdicts.median(samples, JOB, 512, verdicts.wall) is None
+def test_a_median_is_of_one_contestant_at_one_task():
+    samples = [*walls(JOB, 3, 1, 20), *walls(JAX, 7), sample(JOB, "batch 128", 0, 100)]
+    assert verdicts.median(samples, JOB, "batch 32", verdicts.wall) == 3
+    assert verdicts.median(samples, JOB, "batch 512", verdicts.wall) is None
 
 
 def test_a_ratio_is_of_medians_over_the_rounds_both_were_in():
@@ -75,17 +91,23 @@ def test_one_save_costs_its_share_of_the_default_interval():
     assert cost.share == pytest.approx(0.3 / 30)
 
 
-def someone(name: str, *, slow: bool = False) -> Contestant:
-    return Contestant(name, Path("python"), "script.py", slow=slow)
+def someone(name: str, *, slow: bool = False, part: str = "mlp") -> Contestant:
+    return Contestant(name, Path("python"), "script.py", tasks=PARTS[part], slow=slow)
 
 
 def test_every_round_begins_with_another_and_the_slow_sit_out_every_other_one():
     everyone = [someone("a"), someone("b"), someone("c", slow=True)]
-    rounds = [contestants.order(everyone, number) for number in range(3)]
-    assert [who.name for who, batch in rounds[0] if batch == 128] == ["a", "b", "c"]
-    assert [who.name for who, batch in rounds[1] if batch == 128] == ["b", "a"]
-    assert [who.name for who, batch in rounds[2] if batch == 128] == ["c", "a", "b"]
-    assert [batch for _, batch in rounds[1]] == [32, 32, 128, 128, 512, 512]
+    rounds = [contestants.order(everyone, "mlp", number) for number in range(3)]
+    middle = [[who.name for who, task in each if task is REFERENCE[128]] for each in rounds]
+    assert middle == [["a", "b", "c"], ["b", "a"], ["c", "a", "b"]]
+    assert [task for _, task in rounds[1]] == [task for task in PARTS["mlp"] for _ in "ab"]
+
+
+def test_what_takes_minutes_is_done_every_other_round():
+    rounds = [contestants.order([someone("a", part="cnn")], "cnn", number) for number in range(3)]
+    assert [task.name for _, task in rounds[0]] == ["cnn", "cnn-wide", "to 99 %", "to 99.5 %"]
+    assert [task.name for _, task in rounds[1]] == ["cnn", "cnn-wide", "to 99 %"]
+    assert rounds[2] == rounds[0]
 
 
 def test_the_contestants_run_without_what_would_steer_them(monkeypatch):
@@ -98,7 +120,13 @@ def test_the_contestants_run_without_what_would_steer_them(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["-c", probes._IMPORT], [str(environments.PEERS / "keras_fit.py"), *"1100"]]
+    "words",
+    [
+        ["-c", probes._IMPORT],
+        [str(environments.PEERS / "keras_fit.py"), *"1100"],
+        [str(environments.PEERS / "keras_cnn.py")],
+    ],
+    ids=["import", "keras_fit", "keras_cnn"],
 )
 def test_keras_and_tensorflow_are_measured_without_what_only_our_tests_bring(tmp_path, words):
     for name in ("pandas", "scipy"):
@@ -123,10 +151,11 @@ def test_a_contestant_that_fails_stops_the_bench():
 
 
 BENCH_OF_ONE = """
-import sys, compare, contestants, machine
+import sys, compare, contestants, machine, tasks
 from pathlib import Path
-one = contestants.Contestant("stand-in", Path(sys.argv.pop()), "none.py")
-contestants.contestants = lambda without: [one]
+mlp = tasks.PARTS["mlp"]
+one = contestants.Contestant("stand-in", Path(sys.argv.pop()), "none.py", tasks=mlp)
+contestants.contestants = lambda part, without: [one]
 machine.versions_of = lambda everyone: {}
 compare.main()
 """
@@ -153,7 +182,7 @@ def test_a_bench_that_is_ended_leaves_nothing_running(tmp_path, name):
     contestant.chmod(0o700)
     os.mkfifo(fifo)
     bench = subprocess.Popen(
-        [sys.executable, "-c", BENCH_OF_ONE, "--quick", contestant],
+        [sys.executable, "-c", BENCH_OF_ONE, "--quick", "--only", "mlp", contestant],
         cwd=Path(contestants.__file__).parent,
         env=os.environ | {"FIFO": str(fifo), "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
@@ -187,24 +216,22 @@ def test_what_the_peers_install_is_pinned_by_hash_and_names_no_host():
         assert "://" not in text
 
 
+def metrics_of(task: str, peak_memory_mib: float) -> dict:
+    timing = {f"{stage}_seconds": 0.1 for stage in summary.STAGES}
+    resources = {"peak_memory_mib": peak_memory_mib}
+    return {"task": task, "timing": timing, "resources": resources}
+
+
 @pytest.fixture
 def seen() -> Measured:
     """Return two rounds in which the job took a second and everyone else two."""
     samples = [
-        sample(name, batch, number, 1 if name == JOB else 2, 2e5 if name == JOB else 1e5)
+        sample(name, task, number, 1 if name == JOB else 2, 2e5 if name == JOB else 1e5)
         for name in (JOB, KERAS, JAX, JAX_UNROLLED, PRODUCTS)
-        for batch in BATCHES
+        for task in NAMES
         for number in range(2)
     ]
-    timing = {f"{stage}_seconds": 0.1 for stage in summary.STAGES}
-    metrics = [
-        {
-            "config": {"batch_size": batch},
-            "timing": timing,
-            "resources": {"peak_memory_mib": 600.0},
-        }
-        for batch in BATCHES
-    ]
+    metrics = [metrics_of(task, 600.0) for task in NAMES]
     return Measured(
         samples,
         metrics,
@@ -235,19 +262,21 @@ def test_without_jax_nothing_is_said_of_it(seen):
 
 
 def test_the_stages_add_up_to_the_whole(seen):
-    rows = summary.stages(seen)
+    rows = summary.stages(seen, "mlp")
     assert [sum(row[place] for row in rows.values()) for place in range(3)] == pytest.approx(
         [1] * 3
     )
 
 
+DOCUMENT = {
+    "date": "2026-11-23T00:00:00+00:00",
+    "machine": {"cpu": "Some CPU at 2.40 GHz", "cores": 2, "load": 0.04},
+    "versions": {"python": "3.11.7", "jax": "0.10.2"},
+}
+
+
 def test_the_table_fits_a_terminal_and_says_what_is_missed(seen):
-    document = {
-        "date": "2026-11-23T00:00:00+00:00",
-        "machine": {"cpu": "Some CPU at 2.40 GHz", "cores": 2, "load": 0.04},
-        "versions": {"python": "3.11.7", "jax": "0.10.2"},
-    }
-    lines = summary.table(document, seen)
+    lines = summary.table(DOCUMENT, seen)
     assert max(map(len, lines)) <= WIDTH
     text = "\n".join(lines)
     assert text.count("MISSED") == 2
@@ -258,5 +287,112 @@ def test_the_table_fits_a_terminal_and_says_what_is_missed(seen):
 def test_what_goes_into_the_file_is_json_and_has_every_sample(seen):
     document = json.loads(json.dumps(seen.document(), allow_nan=False))
     assert len(document["samples"]) == len(seen.samples)
-    assert document["medians"]["wall_seconds"][JOB] == [1, 1, 1]
+    assert document["medians"]["mlp"]["wall_seconds"][JOB] == [1, 1, 1]
     assert [figure["reached"] for figure in document["figures"]].count(False) == 2
+
+
+def convolutional(*others: tuple[str, float, float], wrong: int = 40) -> Measured:
+    """Return two rounds: the job at 20 s and 1,000 images/s, and each of `others` at its own."""
+    samples = []
+    for name, wall, speed in ((JOB, 20, 1000), *others):
+        for task in PARTS["cnn"]:
+            rounds = (0,) if task.every_other_round else (0, 1)
+            if name in {JOB, TORCH_CNN, TORCH_COMPILED} or task in STEADY:
+                accuracy = 1 - (wrong if name == JOB else 900) / 10_000
+                samples += [
+                    Sample(name, task.name, number, wall, wall, speed, accuracy, 29_290)
+                    for number in rounds
+                ]
+    metrics = [metrics_of(task.name, 5000.0) for task in PARTS["cnn"]]
+    return Measured(samples, metrics, [], [], [])
+
+
+def test_steps_are_held_against_the_best_of_all_and_times_against_pytorchs_better_way():
+    rivals = (TORCH_CNN, 25, 800), (TORCH_COMPILED, 50, 1250), (JAX_CONVOLUTIONS, 1, 900)
+    figures = {figure.name: figure for figure in summary.judge(convolutional(*rivals))}
+    assert len(figures) == 2 + 2 * 2
+    steps = [figures[f"{task.name}, steady images/s vs the best (goal 1.3)"] for task in STEADY]
+    assert [figure.value for figure in steps] == [pytest.approx(0.8)] * 2
+    assert not any(figure.reached for figure in steps)
+    times = [figures[f"{task.name}, seconds vs PyTorch"] for task in GOALS]
+    assert [figure.value for figure in times] == [pytest.approx(0.8)] * 2  # of 25, not of 50 or 1
+    assert not any(figure.reached for figure in times)
+
+
+def test_a_time_counts_nothing_where_the_accuracy_is_missed():
+    for wrong, reached in ((50, [True, True]), (51, [True, False]), (101, [False, False])):
+        figures = summary.judge(convolutional((TORCH_CNN, 40, 500), wrong=wrong))
+        assert [f.reached for f in figures if "images wrong" in f.name] == reached
+
+
+def test_without_pytorch_only_our_own_accuracy_is_told():
+    names = [figure.name for figure in summary.judge(convolutional((JAX_CONVOLUTIONS, 1, 900)))]
+    assert len(names) == 2 + 2
+    assert not [name for name in names if "PyTorch" in name]
+
+
+def test_both_parts_make_one_table_that_fits_a_terminal_and_each_alone_does(seen):
+    ours = convolutional((TORCH_CNN, 40, 500))
+    both = Measured(
+        seen.samples + ours.samples,
+        seen.job_metrics + ours.job_metrics,
+        seen.starts,
+        seen.checkpoints,
+        seen.growths,
+    )
+    lines = summary.table(DOCUMENT, both)
+    assert max(map(len, lines)) <= WIDTH
+    text = "\n".join(lines)
+    assert text.count("images/s, steady") == 2
+    # What the convolutional nets took is no matter of the reference net's peak.
+    assert "peak memory above import TensorFlow            <= 250 MiB   200 MiB" in text
+    alone = summary.table(DOCUMENT, ours)
+    assert max(map(len, alone)) <= WIDTH
+    [head] = [line for line in alone if line.startswith("images/s, steady")]
+    assert head.split(maxsplit=2)[2].split("  ")[-1].strip() == "to 99.5 %"
+    assert json.loads(json.dumps(both.document(), allow_nan=False))["medians"].keys() == {
+        "mlp",
+        "cnn",
+    }
+
+
+def test_peers_are_asked_for_what_the_preset_says(tmp_path):
+    job = Contestant(JOB, Path("bin/python"), tasks=PARTS["cnn"])
+    peer = Contestant("peer", Path("python"), "torch_cnn.py", ("compile",), PARTS["cnn"])
+    assert job.command(GOALS[0], tmp_path)[-2:] == ["--preset", "fast"]
+    *_, recipe, data, folder, last = peer.command(GOALS[0], tmp_path)
+    asked = json.loads(recipe)
+    assert (data, folder, last) == (str(tasks.MNIST), str(tmp_path), "compile")
+    assert (asked["model"], asked["epochs"], asked["learning_rate"]) == ("cnn", 1, 0.03)
+    assert asked["affine"]["degrees"] == pytest.approx(0.6 * augmentation.MAX_DEGREES)
+    assert json.loads(STEADY[1].words[0])["affine"] is None
+
+
+def test_the_augmentation_that_peers_are_asked_for_is_the_jobs():
+    assert tasks.AFFINE == {
+        "degrees": augmentation.MAX_DEGREES,
+        "scale": augmentation.MAX_SCALE,
+        "slant": augmentation.MAX_SLANT,
+        "move": augmentation.MAX_MOVE,
+    }
+
+
+def test_a_job_that_did_something_else_than_its_peers_stops_the_bench():
+    for task in (*STEADY, *GOALS):
+        did = RunConfig(run_id="x", **task.recipe).identity
+        contestants.check_recipe(task, did)
+        with pytest.raises(environments.BenchError, match=r"label_smoothing 0\.3, not 0\.1"):
+            contestants.check_recipe(task, did | {"label_smoothing": 0.3})
+    none = RunConfig(run_id="x", **STEADY[1].recipe | {"dropout": 0.0}).identity
+    assert "dropout" not in none
+    with pytest.raises(environments.BenchError, match=r"dropout 0\.0, not 0\.2"):
+        contestants.check_recipe(STEADY[1], none)
+
+
+def test_a_peer_with_another_net_stops_the_bench():
+    ours = convolutional((TORCH_CNN, 40, 500)).samples
+    contestants.check_net(ours)
+    contestants.check_net(walls(JOB, 1, 2))  # who tells no number has none to compare
+    other = Sample(JAX_CONVOLUTIONS, "cnn-wide", 0, 1, 1, 1, 0.99, 29_289)
+    with pytest.raises(environments.BenchError, match="29,289 numbers, but mnist-job 29,290"):
+        contestants.check_net([*ours, other])

@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from contestants import JAX, TORCH, Contestant
+from contestants import Contestant
 from environments import own_python, versions
 
 
@@ -29,9 +29,8 @@ def facts() -> dict[str, Any]:
 
 def versions_of(everyone: list[Contestant]) -> dict[str, str]:
     """Return the version of each contestant's library."""
-    names = {contestant.name: contestant.python for contestant in everyone}
     found = versions(own_python(), ("tensorflow-cpu", "tensorflow", "keras", "numpy"))
-    for name, package in ((JAX, "jax"), (TORCH, "torch")):
-        if name in names:
-            found |= {package: versions(names[name], (package,))[package]}
+    for contestant in everyone:
+        if name := contestant.library:
+            found |= {name: versions(contestant.python, (name,))[name]}
     return found

@@ -10,7 +10,7 @@ class Sample:
     """One process of one contestant, seen from outside."""
 
     contestant: str
-    batch: int
+    task: str
     round: int
     wall_seconds: float
     """From its start to its end."""
@@ -19,6 +19,8 @@ class Sample:
     """Median over its epochs, by its own clock."""
     accuracy: float | None
     """On the 10,000 test images; None if it doesn't train."""
+    parameters: int | None = None
+    """Numbers that it learned, where it tells."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,20 @@ def speed(sample: Sample) -> float:
     return sample.images_per_second
 
 
-def chosen(samples: Iterable[Sample], contestant: str, batch: int) -> list[Sample]:
-    """Return the samples of one contestant at one batch size, by round."""
-    found = [s for s in samples if (s.contestant, s.batch) == (contestant, batch)]
+def errors(sample: Sample) -> float:
+    """Return how many of the 10,000 test images it got wrong."""
+    return round(10_000 * (1 - (sample.accuracy or 0)))
+
+
+def chosen(samples: Iterable[Sample], contestant: str, task: str) -> list[Sample]:
+    """Return the samples of one contestant at one task, by round."""
+    found = [s for s in samples if (s.contestant, s.task) == (contestant, task)]
     return sorted(found, key=lambda sample: sample.round)
 
 
-def median(samples: Iterable[Sample], contestant: str, batch: int, of: Measure) -> float | None:
+def median(samples: Iterable[Sample], contestant: str, task: str, of: Measure) -> float | None:
     """Return the median over the rounds, or None if the contestant took no part."""
-    values = [of(sample) for sample in chosen(samples, contestant, batch)]
+    values = [of(sample) for sample in chosen(samples, contestant, task)]
     return statistics.median(values) if values else None
 
 
@@ -108,15 +115,16 @@ def span(
     return Figure(name, statistics.median(values), min(values), max(values), bound, at_most, unit)
 
 
-def matrix(title: str, batches: Sequence[int], rows: dict[str, list[float | None]]) -> list[str]:
-    """Return a table of one line a contestant and one column a batch size.
+def matrix(title: str, tasks: Sequence[str], rows: dict[str, list[float | None]]) -> list[str]:
+    """Return a table of one line a contestant and one column a task.
 
     Numbers of 1,000 and more are shown whole, smaller ones with two decimals; None is a dash.
     """
-    lines = [f"{title:<46}" + "".join(f"{f'batch {batch}':>14}" for batch in batches)]
+    width = min(14, 54 // len(tasks))
+    lines = [f"{title:<46}" + "".join(f"{task:>{width}}" for task in tasks)]
     for name, values in rows.items():
         cells = ("-" if v is None else f"{v:,.0f}" if v >= 1000 else f"{v:,.2f}" for v in values)
-        lines.append(f"  {name:<44}" + "".join(f"{cell:>14}" for cell in cells))
+        lines.append(f"  {name:<44}" + "".join(f"{cell:>{width}}" for cell in cells))
     return lines
 
 

@@ -2,7 +2,7 @@
 
 Forward, and backward for kernels and inner activations, in float32, into memory that is there
 already: a bound for any loop that calls the same library's products and does something besides. The
-second word names the library, `numpy` (OpenBLAS) or `torch` (oneDNN and MKL); both use all cores.
+last word names the library, `numpy` (OpenBLAS) or `torch` (oneDNN and MKL); both use all cores.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-batch, library = int(sys.argv[1]), sys.argv[2]
+batch, library = int(sys.argv[1]), sys.argv[-1]
 SIZES = (784, 128, 64, 10)
 SHAPES = list(zip(SIZES, SIZES[1:], strict=False))
 draw = np.random.default_rng(0)
