@@ -1,0 +1,283 @@
+"""What `make accuracy` and `make ablation` count, change and print."""
+
+import functools
+import json
+import math
+import statistics
+import subprocess
+import sys
+
+import ablation
+import accuracy
+import flops
+import numpy as np
+import pytest
+import tensorflow as tf
+import variants
+
+from job.config import PRESETS, RunConfig
+from job.training import loop, model, train
+
+FORMS = ("matrices", "published")
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "others"),
+    [
+        ("mlp", 784 * 128, [128 * 64, 64 * 10]),
+        # Places of the output x kernel of 3x3: 26 wide, pooled to 13; 11, pooled to 5; 3.
+        ("cnn", 26**2 * 9 * 16, [11**2 * 9 * 16 * 32, 3**2 * 9 * 32 * 64, 576 * 10]),
+    ],
+)
+def test_operations_are_counted_from_the_shapes(name, first, others):
+    net = model.build(name, (28, 28), 10)
+    assert flops.forward(net) == 2 * (first + sum(others))
+    # Nobody needs the gradient of the pixels.
+    assert flops.training(net) == 2 * (2 * first + 3 * sum(others))
+
+
+def test_the_scores_of_a_run_are_those_of_the_held_out_images_if_there_are_any(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    run = accuracy.run_of(metrics)
+    assert run.accuracy == metrics["test"]["accuracy"]
+    assert run.images == 2 * 63 * 32  # 2,000 fill 62.5 batches of 32, and none is left out
+    last = metrics["train"]["history"][-1]
+    last |= {"validation_accuracy": 0.5, "validation_loss": 2.0}
+    held_out = accuracy.run_of(metrics)
+    assert (held_out.accuracy, held_out.loss, held_out.calibration_error) == (0.5, 2.0, None)
+
+
+def runs(*accuracies: float) -> tuple[accuracy.Run, ...]:
+    return tuple(
+        accuracy.Run(seed, value, 0.05, None, 10.0 + seed, 6000)
+        for seed, value in enumerate(accuracies)
+    )
+
+
+def test_the_table_has_mean_spread_and_the_command_of_each_preset():
+    rows = [
+        accuracy.Row(
+            "fast", "mnist-job train --preset fast --seed 0..2", runs(0.99, 0.991, 0.992), 0.289
+        ),
+        accuracy.Row("best", "mnist-job train --preset best --seed 0", runs(0.997), 36.04),
+    ]
+    lines = accuracy.table(rows, held_out=True)
+    assert lines[0].split()[:6] == ["preset,", "%", "of", "held", "out", "mean"]
+    assert lines[1].split(maxsplit=8) == [
+        *("fast", "99.100", "0.100", "99.00", "99.20", "3", "0.289", "11.0"),
+        "mnist-job train --preset fast --seed 0..2",
+    ]
+    assert lines[2].split()[2] == "nan"  # one run has no spread
+
+
+def test_a_difference_is_that_of_pairs_with_students_interval():
+    ours, theirs = [99.0, 99.4, 98.7, 99.1, 99.2], [98.9, 99.2, 98.6, 99.1, 99.0]
+    mean, half = ablation.difference(ours, theirs)
+    each = [0.1, 0.2, 0.1, 0.0, 0.2]
+    assert mean == pytest.approx(statistics.mean(each))
+    assert half == pytest.approx(2.776 * statistics.stdev(each) / math.sqrt(5))
+    base = runs(*(value / 100 for value in theirs))
+    changed = runs(*(value / 100 for value in ours))
+    assert "+0.120  0.104  told apart" in ablation.line("changed", changed, base)
+    assert "told apart" not in ablation.line("the same", base, base)
+    assert ablation.line("as it is", base, None).split() == [
+        "as",
+        "it",
+        "is",
+        "98.960",
+        "0.230",
+        "12.0",
+    ]
+
+
+def test_students_t_is_scipys():
+    from scipy import stats
+
+    for place, value in enumerate(ablation._T, start=1):
+        assert value == pytest.approx(stats.t.ppf(0.975, place), abs=5e-4)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_row_changes_something_that_the_job_accepts(preset):
+    rows = ablation.rows(preset)
+    assert len({row.name for row in rows}) == len(rows)
+    for row in rows:
+        fields = {
+            flag[2:].replace("-", "_"): value
+            for flag, value in zip(row.flags[::2], row.flags[1::2], strict=True)
+        }
+        base = PRESETS[preset]
+        if fields.get("augment", "affine") != "affine":
+            base = {name: value for name, value in base.items() if name != "augment_strength"}
+        typed = {
+            name: type(getattr(RunConfig, name) or 0.0)(value) for name, value in fields.items()
+        }
+        changed = RunConfig(run_id="x", **(base | typed)).digest
+        same = changed == RunConfig(run_id="x", **PRESETS[preset]).digest
+        assert same == (not fields), row.name
+        assert fields or row.variant
+        assert row.variant is None or row.variant in variants.VARIANTS
+    norms = [row.name for row in rows if "norm" in row.name]
+    assert norms == ([] if preset == "reference" else ["no norm", "norm before the pool"])
+
+
+@pytest.fixture
+def history(command, small_mnist, tmp_path):
+    """Return a function that trains an epoch in this process and returns what it says of it."""
+
+    def run(*flags: str) -> dict[str, float]:
+        place = ["--output", tmp_path, "--run-id", f"run-{len(list(tmp_path.iterdir()))}"]
+        given = ["--data", small_mnist, "--epochs", "1", "--validation", "0.1", *place, *flags]
+        finished = command("train", *given)
+        assert finished.code == 0, finished.err
+        metrics = json.loads((tmp_path / place[-1] / "metrics.json").read_text())
+        return metrics["train"]["history"][-1]
+
+    return run
+
+
+def test_averages_and_shifts_change_the_scores_and_not_the_training(history, monkeypatch):
+    scores = ("validation_loss", "validation_accuracy")
+    plain = history()
+    for change in (
+        functools.partial(variants.averaging, 0.9),
+        variants.shifting,
+        functools.partial(variants.averaging, 0.0),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(train, "Loop", train.Loop)  # which is put back
+            change()
+            changed = history()
+        assert changed["loss"] == plain["loss"]
+        assert changed["accuracy"] == plain["accuracy"]
+        same = [changed[name] for name in scores] == [plain[name] for name in scores]
+        # An average that forgets everything at once is of the last weights alone.
+        assert same == (change.args == (0.0,) if isinstance(change, functools.partial) else False)
+    assert history() == plain | {
+        name: value for name, value in history().items() if "second" in name
+    }
+
+
+def test_an_image_moves_by_a_pixel_and_what_comes_in_is_zero():
+    images = tf.constant(np.arange(1, 10, dtype=np.float32).reshape(1, 3, 3))
+    moved = [variants.moved(images, *shift)[0].numpy().tolist() for shift in variants.SHIFTS[:4]]
+    assert moved == [
+        [[1, 2, 3], [4, 5, 6], [7, 8, 9]],
+        [[0, 0, 0], [1, 2, 3], [4, 5, 6]],
+        [[4, 5, 6], [7, 8, 9], [0, 0, 0]],
+        [[0, 1, 2], [0, 4, 5], [0, 7, 8]],
+    ]
+
+
+@pytest.fixture
+def layers(monkeypatch):
+    """Let variants change the layers that nets are made of, for one test."""
+    for name in ("normalization", "convolution"):
+        monkeypatch.setattr(model._Layers, name, getattr(model._Layers, name))
+
+
+@pytest.mark.usefixtures("layers")
+def test_without_the_norm_biases_stay_and_nothing_else():
+    names = [weight.name for weight in model.build("cnn", (28, 28), 10).weights]
+    variants.without_norm()
+    nets = [model.build("cnn", (28, 28), 10, form=form) for form in FORMS]
+    kept = [name for name in names if not name.startswith("moving")]
+    assert [weight.name for weight in nets[0].weights] == kept
+    nets[1].set_weights(nets[0].get_weights())
+    images = np.random.default_rng(0).random((4, 28, 28), np.float32)
+    np.testing.assert_allclose(nets[0](images), nets[1](images), atol=1e-5)
+
+
+@pytest.mark.usefixtures("layers")
+def test_a_norm_before_the_pool_is_one_of_four_times_as_many_numbers():
+    shapes = {"normalization_1": (26, 26, 16), "normalization_2": (11, 11, 32)}
+    plain = model.build("cnn", (28, 28), 10)
+    variants.norm_before_the_pool()
+    for form in FORMS:  # each is built anew, and so is what is published
+        net = model.build("cnn", (28, 28), 10, form=form)
+        for name, shape in shapes.items():
+            assert net.get_layer(name).output.shape[1:] == shape
+            assert plain.get_layer(name).output.shape[1:] == (
+                shape[0] // 2,
+                shape[1] // 2,
+                shape[2],
+            )
+        assert [w.shape for w in net.weights] == [w.shape for w in plain.weights]
+
+
+@pytest.mark.parametrize("name", ["nesterov", "lion", "beta2-0.99"])
+def test_another_optimizer_is_the_one_that_steps(history, monkeypatch, name):
+    made = []
+    monkeypatch.setattr(loop, "_Adam", loop._Adam)
+    variants.VARIANTS[name]()
+    chosen = loop._Adam
+    monkeypatch.setattr(loop, "_Adam", lambda **more: made.append(chosen(**more)) or made[-1])
+    assert math.isfinite(history("--learning-rate", "0.001")["loss"])
+    [optimizer] = made
+    assert type(optimizer).__name__ == {"nesterov": "SGD", "lion": "Lion"}.get(name, "Adam")
+    assert optimizer.iterations == 57  # batches of 32 in 1,800 images
+    if name == "nesterov":
+        assert optimizer.nesterov
+    if name == "beta2-0.99":
+        assert optimizer.beta_2 == 0.99
+
+
+def test_an_unknown_variant_is_refused_before_anything_is_run():
+    words = [sys.executable, str(ablation.HERE / "variants.py"), "none", "train"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "'none' is none of ema-0.99," in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", variants.VARIANTS)
+def test_every_variant_trains_a_convolutional_net_as_ablation_runs_it(name, small_mnist):
+    flags = ["--preset", "fast", "--data", small_mnist]
+    row = ablation.Row(name, (), name)
+    [plain] = ablation.measured(ablation.Row("as it is"), flags, 1)
+    [changed] = ablation.measured(row, flags, 1)
+    assert 0.05 < changed.accuracy <= 1
+    assert (changed.accuracy, changed.loss) != (plain.accuracy, plain.loss)
+
+
+@pytest.mark.slow
+def test_accuracy_and_ablation_run_print_and_leave_what_they_saw(tmp_path, small_mnist):
+    flags = ["--", "--data", small_mnist, "--epochs", "1"]
+    out = tmp_path / "seen.json"
+
+    def run(script: str, *words: str) -> str:
+        command = [
+            sys.executable,
+            str(ablation.HERE / script),
+            *words,
+            "--output",
+            str(out),
+            *flags,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    words = ["--preset", "reference", "--seeds", "2"]
+    on_test = run("accuracy.py", *words).splitlines()
+    documents = json.loads(out.read_text())["runs"]
+    assert [document["config"]["seed"] for document in documents] == [0, 1]
+    mean = statistics.mean(100 * document["test"]["accuracy"] for document in documents)
+    assert on_test[-1].split()[:2] == ["reference", f"{mean:.3f}"]
+    assert on_test[-1].endswith(f"--preset reference --data {small_mnist} --epochs 1 --seed 0..1")
+
+    held_out = run("accuracy.py", *words, "--held-out").splitlines()
+    documents = json.loads(out.read_text())["runs"]
+    assert [document["config"]["validation_seed"] for document in documents] == [0, 1]
+    last = [document["train"]["history"][-1]["validation_accuracy"] for document in documents]
+    assert held_out[-1].split()[:2] == ["reference", f"{100 * statistics.mean(last):.3f}"]
+
+    lines = run("ablation.py", *words, "--only", "second moment").splitlines()
+    base = json.loads(out.read_text())["accuracy"]["as it is"]
+    assert base == last  # the same runs: what is held out depends on the seed alone
+    assert [line[:24].strip() for line in lines[2:]] == ["as it is", "Adam, second moment 0.99"]
+
+
+def test_a_failed_training_ends_it_with_the_jobs_own_words(capfd):
+    with pytest.raises(SystemExit) as ended:
+        accuracy.train(["--epochs", "0"], 0, held_out=False)
+    assert "exited 64" in str(ended.value)
+    assert "--epochs must be a whole number from 1" in capfd.readouterr().err
