@@ -6,17 +6,19 @@ import math
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 import ablation
 import accuracy
 import flops
 import numpy as np
 import pytest
+import tasks
 import tensorflow as tf
 import variants
 
 from job.config import PRESETS, RunConfig
-from job.training import loop, model, train
+from job.training import augmentation, loop, model, train
 
 FORMS = ("matrices", "published")
 
@@ -136,26 +138,27 @@ def history(command, small_mnist, tmp_path):
     return run
 
 
-def test_averages_and_shifts_change_the_scores_and_not_the_training(history, monkeypatch):
-    scores = ("validation_loss", "validation_accuracy")
+@pytest.mark.parametrize(
+    ("change", "scores_alike"),
+    [
+        (functools.partial(variants.averaging, 0.9), False),
+        (functools.partial(variants.averaging, 0.0), True),  # it forgets all but the last weights
+        (variants.shifting, False),
+    ],
+    ids=["average", "no-average", "shifts"],
+)
+def test_averages_and_shifts_change_the_scores_and_not_the_training(
+    history, monkeypatch, change, scores_alike
+):
     plain = history()
-    for change in (
-        functools.partial(variants.averaging, 0.9),
-        variants.shifting,
-        functools.partial(variants.averaging, 0.0),
-    ):
-        with monkeypatch.context() as patched:
-            patched.setattr(train, "Loop", train.Loop)  # which is put back
-            change()
-            changed = history()
-        assert changed["loss"] == plain["loss"]
-        assert changed["accuracy"] == plain["accuracy"]
-        same = [changed[name] for name in scores] == [plain[name] for name in scores]
-        # An average that forgets everything at once is of the last weights alone.
-        assert same == (change.args == (0.0,) if isinstance(change, functools.partial) else False)
-    assert history() == plain | {
-        name: value for name, value in history().items() if "second" in name
-    }
+    monkeypatch.setattr(train, "Loop", train.Loop)  # which is put back
+    change()
+    changed = history()
+    # Not to the bit: XLA may fuse what else is done with the weights into their update.
+    assert changed["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert changed["accuracy"] == pytest.approx(plain["accuracy"], abs=2e-3)
+    same = changed["validation_loss"] == pytest.approx(plain["validation_loss"], rel=1e-3)
+    assert same == scores_alike
 
 
 def test_an_image_moves_by_a_pixel_and_what_comes_in_is_zero():
@@ -231,13 +234,20 @@ def test_an_unknown_variant_is_refused_before_anything_is_run():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", variants.VARIANTS)
-def test_every_variant_trains_a_convolutional_net_as_ablation_runs_it(name, small_mnist):
-    flags = ["--preset", "fast", "--data", small_mnist]
-    row = ablation.Row(name, (), name)
-    [plain] = ablation.measured(ablation.Row("as it is"), flags, 1)
-    [changed] = ablation.measured(row, flags, 1)
-    assert 0.05 < changed.accuracy <= 1
-    assert (changed.accuracy, changed.loss) != (plain.accuracy, plain.loss)
+def test_every_variant_trains_a_convolutional_net(name, small_mnist, tmp_path):
+    said = {}
+    for program in (["-m", "job"], [str(ablation.HERE / "variants.py"), name]):
+        place = ["--output", str(tmp_path / program[1][-3:]), "--run-id", "run"]
+        flags = ["--preset", "fast", "--data", small_mnist, "--validation", "0.1", *place]
+        subprocess.run([sys.executable, *program, "train", *flags], check=True)
+        metrics = json.loads((Path(place[1]) / "run" / "metrics.json").read_text())
+        [said[program[1]]] = metrics["train"]["history"]
+    plain, changed = (
+        {field: value for field, value in epoch.items() if "second" not in field}
+        for epoch in said.values()
+    )
+    assert math.isfinite(changed["validation_loss"])
+    assert changed != plain
 
 
 @pytest.mark.slow
@@ -276,8 +286,19 @@ def test_accuracy_and_ablation_run_print_and_leave_what_they_saw(tmp_path, small
     assert [line[:24].strip() for line in lines[2:]] == ["as it is", "Adam, second moment 0.99"]
 
 
-def test_a_failed_training_ends_it_with_the_jobs_own_words(capfd):
-    with pytest.raises(SystemExit) as ended:
-        accuracy.train(["--epochs", "0"], 0, held_out=False)
-    assert "exited 64" in str(ended.value)
-    assert "--epochs must be a whole number from 1" in capfd.readouterr().err
+def test_a_failed_training_ends_it_with_the_jobs_own_words():
+    words = ["--preset", "reference", "--seeds", "1", "--", "--epochs", "0"]
+    command = [sys.executable, str(ablation.HERE / "accuracy.py"), *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "--epochs must be a whole number from 1" in ended.stderr
+    assert ended.stderr.strip().endswith("exited 64")
+
+
+def test_the_augmentation_that_peers_of_the_bench_are_asked_for_is_the_jobs():
+    assert tasks.AFFINE == {
+        "degrees": augmentation.MAX_DEGREES,
+        "scale": augmentation.MAX_SCALE,
+        "slant": augmentation.MAX_SLANT,
+        "move": augmentation.MAX_MOVE,
+    }

@@ -31,7 +31,6 @@ from tasks import GOALS, PARTS, REFERENCE, STEADY
 from verdicts import Figure, Sample
 
 from job.config import RunConfig
-from job.training import augmentation
 
 WIDTH = 100
 NAMES = [task.name for task in PARTS["mlp"]]
@@ -364,17 +363,8 @@ def test_peers_are_asked_for_what_the_preset_says(tmp_path):
     asked = json.loads(recipe)
     assert (data, folder, last) == (str(tasks.MNIST), str(tmp_path), "compile")
     assert (asked["model"], asked["epochs"], asked["learning_rate"]) == ("cnn", 1, 0.03)
-    assert asked["affine"]["degrees"] == pytest.approx(0.6 * augmentation.MAX_DEGREES)
+    assert asked["affine"]["degrees"] == pytest.approx(0.6 * tasks.AFFINE["degrees"])
     assert json.loads(STEADY[1].words[0])["affine"] is None
-
-
-def test_the_augmentation_that_peers_are_asked_for_is_the_jobs():
-    assert tasks.AFFINE == {
-        "degrees": augmentation.MAX_DEGREES,
-        "scale": augmentation.MAX_SCALE,
-        "slant": augmentation.MAX_SLANT,
-        "move": augmentation.MAX_MOVE,
-    }
 
 
 def test_a_job_that_did_something_else_than_its_peers_stops_the_bench():

@@ -160,13 +160,14 @@ VARIANTS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     """Change what the first word says, and run the job with the others."""
-    if sys.argv[1] not in VARIANTS:
-        sys.exit(f"variants: {sys.argv[1]!r} is none of {', '.join(VARIANTS)}")
+    name, *words = sys.argv[1:] or [""]
+    if name not in VARIANTS:
+        sys.exit(f"variants: {name!r} is none of {', '.join(VARIANTS)}")
     runtime.prepare_tensorflow()
-    VARIANTS[sys.argv[1]]()
+    VARIANTS[name]()
     from job.cli import main as job  # noqa: PLC0415
 
-    sys.exit(job(sys.argv[2:]))
+    sys.exit(job(words))
 
 
 if __name__ == "__main__":
