@@ -10,18 +10,15 @@ change is changed in the running program (variants.py). Words after `--` go to `
 """
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import accuracy
 import children
-import machine
 from accuracy import Run
 from environments import FOLDER
 
@@ -62,18 +59,13 @@ def main() -> None:
     print(f"mnist-job train {' '.join(base_flags)}, % of held-out images\n{HEAD}", flush=True)
     base = measured(Row("as it is"), base_flags, arguments.seeds)
     print(line("as it is", base, None), flush=True)
-    document: dict[str, Any] = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.facts(),
-        "flags": base_flags,
-        "accuracy": {"as it is": [run.accuracy for run in base]},
-    }
+    told = {"as it is": [run.accuracy for run in base]}
+    document = accuracy.begun() | {"flags": base_flags, "accuracy": told}
     for row in chosen:
         runs = measured(row, base_flags, arguments.seeds)
-        document["accuracy"][row.name] = [run.accuracy for run in runs]
         print(line(row.name, runs, base), flush=True)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+        told[row.name] = [run.accuracy for run in runs]
+        accuracy.keep(document, arguments.output)
 
 
 def rows(preset: Any) -> list[Row]:

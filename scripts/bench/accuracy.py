@@ -69,7 +69,9 @@ def main() -> None:
     if arguments.seeds < 1:
         parser.error(f"--seeds must be 1 or more, not {arguments.seeds}")
     children.end_by_exception()
-    rows, published = [], []
+    rows: list[Row] = []
+    document = begun()
+    document["runs"] = []
     for preset in arguments.preset or list(PRESETS):
         flags = ["--preset", preset, *arguments.flags]
         print(f"{' '.join(['mnist-job train', *flags])}\n{HEAD}", flush=True)
@@ -77,17 +79,25 @@ def main() -> None:
         for seed in range(arguments.seeds):
             documents.append(train(flags, seed, held_out=arguments.held_out))
             print(line(run_of(documents[-1])), flush=True)
-        published += documents
+            document["runs"].append(documents[-1])
+            keep(document, arguments.output)  # after each, since all of them take hours
         rows.append(row(preset, flags, documents))
         print(f"{mean_line(rows[-1])}\n", flush=True)
     print("\n".join(table(rows, held_out=arguments.held_out)))
-    document = {
+
+
+def begun() -> dict[str, Any]:
+    """Return what is kept of a measurement that begins: when, and where."""
+    return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine.facts(),
-        "runs": published,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def keep(document: dict[str, Any], path: Path) -> None:
+    """Write what was measured so far."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def train(
