@@ -84,6 +84,9 @@ def compare(rounds: dict[str, int], without: Sequence[str]) -> tuple[dict[str, A
             tasks.write_excerpt()
         for python in {contestant.python for contestant in all_of_them}:
             who.run([str(python), "-c", _IMPORTS])
+        for contestant in all_of_them:
+            if contestant.name == who.TORCH_COMPILED:
+                who.run([str(contestant.python), "-c", _HEADERS])
         for part, count in rounds.items():
             for number in range(count):
                 label = f"{part}, round {number + 1} of {count}"
@@ -126,6 +129,11 @@ for name in ("tensorflow", "torch", "jax", "optax"):
         importlib.import_module(name)
     except ModuleNotFoundError:
         pass
+"""
+# PyTorch compiles its own headers once for a machine, and keeps them: no process has to pay that.
+_HEADERS = """
+import torch
+torch.compile(lambda numbers: numbers.relu() + 1)(torch.ones(64))
 """
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def loss_of(images, labels):
 
 
 if how == ["compile"]:
-    # Nothing is kept from one process to the next, as for all.
+    # No program is kept from one process to the next, as for all; PyTorch's own headers are.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{output}/compiled"
     loss_of = torch.compile(loss_of)
 images = torch.from_numpy(x_train).float().div_(255).unsqueeze(1)
