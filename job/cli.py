@@ -6,6 +6,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -67,6 +68,8 @@ def train(
     validation: flags.Validation = RunConfig.validation,
     validation_seed: flags.ValidationSeed = RunConfig.validation_seed,
     early_stopping: flags.EarlyStopping = RunConfig.early_stopping,
+    init_weights: flags.InitWeights = RunConfig.init_weights,
+    ensemble: flags.Ensemble = RunConfig.ensemble,
     strategy: flags.Strategy = RunConfig.strategy,
     require_gpu: flags.RequireGpu = RunConfig.require_gpu,
     peer_timeout: flags.PeerTimeout = RunConfig.peer_timeout,
@@ -86,6 +89,11 @@ def train(
     run_id = run_id or cluster.job
     if run_id is None and cluster.workers.count > 1:
         raise UsageError("--run-id is missing: several workers must all be given the same one")
+    if ensemble is not None and cluster.workers.count > 1:
+        raise UsageError(
+            "--ensemble trains each member in one process: leave K8S_WORKERS and TF_CONFIG out, "
+            "and each pod of an Indexed Job trains the member of its index"
+        )
     training = flags.with_preset(
         context,
         preset,
@@ -112,6 +120,8 @@ def train(
         output=output,
         run_id=run_id or fresh_run_id(training["model"]),
         **training,
+        init_weights=init_weights,
+        ensemble=ensemble,
         strategy=strategy,
         require_gpu=require_gpu,
         peer_timeout=peer_timeout,
@@ -135,6 +145,11 @@ def train(
     preemption.install()
     from job.results.publishing import RunFolder  # noqa: PLC0415
 
+    if init_weights == CHAMPION:
+        # A run that goes on keeps the champion that it began with.
+        begun = RunFolder(config.place).begun_as() or {}
+        found = begun.get("init_weights") or str(_champion(config.output))
+        config = replace(config, init_weights=found)
     if cluster.workers.count > 1:
         from job.workers import supervision  # noqa: PLC0415
 
@@ -152,12 +167,16 @@ def train(
             "TF_CONFIG, or in K8S_WORKERS and JOB_COMPLETION_INDEX as k8s/train-multiworker.yaml "
             "does; one alone trains with --strategy auto"
         )
-    from job.run import train_run  # noqa: PLC0415
-
     alone = cluster.workers.count == 1
     with watchdog.telling_why(), _telling_how_to_go_on(context.obj, config.run_id, alone=alone):
-        document = train_run(config, cluster, preemption, progress)
-    return verdict.success(str(config.place), document)
+        if ensemble is not None:
+            from job.ensemble import train_ensemble  # noqa: PLC0415
+
+            place, document = train_ensemble(config, cluster, preemption, progress)
+            return verdict.success(str(place), document)
+        from job.run import train_run  # noqa: PLC0415
+
+        return verdict.success(str(config.place), train_run(config, cluster, preemption, progress))
 
 
 @app.command()
@@ -228,10 +247,7 @@ def predict(
 def _weights(context: typer.Context, weights: str, output: str) -> Place:
     """Return where the weights lie that the flags of a command name."""
     if weights == CHAMPION:
-        from job.nightly import champions  # noqa: PLC0415
-
-        log = champions.Log(parse(output, "--output"))
-        return log.output / log.needed().champion.run
+        return _champion(output)
     source = context.get_parameter_source("output")
     if source is not None and source.name == "COMMANDLINE":
         raise UsageError(
@@ -239,6 +255,14 @@ def _weights(context: typer.Context, weights: str, output: str) -> Place:
             "none: leave it out; scores are written to --report"
         )
     return parse(weights, "--weights")
+
+
+def _champion(output: str) -> Place:
+    """Return the folder of the run that is champion below `output`."""
+    from job.nightly import champions  # noqa: PLC0415
+
+    log = champions.Log(parse(output, "--output"))
+    return log.output / log.needed().champion.run
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import secrets
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,6 +23,7 @@ Augmentation = Literal["none", "shift", "affine"]
 Strategy = Literal["auto", "cpu", "gpu", "mirrored", "multiworker"]
 Precision = Literal["float32", "mixed_bfloat16"]
 
+MOST_MEMBERS = 100  # of an ensemble: far more than pay
 STRENGTH = 0.8  # of affine augmentation, where none is given: the best for mlp
 
 EMBEDDED = Place("file", "", str(Path(__file__).parent / "assets" / "mnist.npz"), "mnist")
@@ -47,6 +48,8 @@ _SINCE = {
     "validation": 0.0,
     "validation_seed": 0,
     "early_stopping": None,
+    "init_weights": None,
+    "ensemble": None,
 }
 
 
@@ -121,6 +124,10 @@ class RunConfig:
     """Which ones: runs of other seeds are compared on the same examples."""
     early_stopping: int | None = None
     """End after so many epochs without a better validation loss; None to do all epochs."""
+    init_weights: str | None = None
+    """A weights file, or the folder of a run, that step 0 begins with; None to draw them."""
+    ensemble: int | None = None
+    """Nets that are trained, each a run of its own, and published as one; None to train one."""
     place: Place = field(init=False, repr=False)
     """Folder that the run is published in."""
     source: DataSource = field(init=False, repr=False)
@@ -164,6 +171,10 @@ class RunConfig:
                     "give --validation 0.1, say, or drop it"
                 )
         _check_real("--dropout", self.dropout, "from 0 to 0.9", 0, 0.9)
+        if self.init_weights is not None:
+            parse(self.init_weights, "--init-weights")
+        if self.ensemble is not None:
+            self._check_ensemble(self.ensemble)
         if self.augment == "affine":
             strength = STRENGTH if self.augment_strength is None else self.augment_strength
             _check_real("--augment-strength", strength, "from 0 to 3", 0, 3)
@@ -193,6 +204,27 @@ class RunConfig:
         """Sha256 (hex) of `identity`: two runs of one digest train the same weights."""
         canonical = json.dumps(self.identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def member(self, number: int) -> "RunConfig":
+        """Return the config of the ensemble's member `number`, counted from 1: a run of its own."""
+        return replace(
+            self,
+            ensemble=None,
+            run_id=f"{self.run_id}-{number}",
+            seed=self.seed + number - 1,
+        )
+
+    def _check_ensemble(self, members: int) -> None:
+        _check_integer("--ensemble", members, 2, MOST_MEMBERS)
+        if self.strategy == "multiworker":
+            raise UsageError(
+                "--ensemble trains each member in one process, and --strategy multiworker in "
+                "several: drop one"
+            )
+        try:
+            self.member(members)
+        except UsageError as error:
+            raise UsageError(f"--ensemble {members}, of its last member: {error}") from error
 
     def check_examples(self, examples: int) -> None:
         """Check the config against the number of training examples, once that is known.

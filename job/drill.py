@@ -4,6 +4,7 @@ Each training is a process of its own, stopped by a real SIGTERM, as a cluster w
 """
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from job.errors import JobError, StoppedError, UsageError
+from job.process import verdict
 from job.results import publishing
 from job.results.publishing import RunFolder
 from job.storage import Place
@@ -33,8 +35,11 @@ def drill(flags: Sequence[str], say: Callable[[str], None]) -> None:
         say: told what happened, a line at a time.
 
     Raises:
+        UsageError: it is to train an ensemble.
         JobError: the two differ, which is a bug; or a training failed, with its own message.
     """
+    if verdict.given(flags, os.environ, "--ensemble"):
+        raise UsageError("the drill stops one training: leave --ensemble out")
     with tempfile.TemporaryDirectory(prefix="mnist-job-drill-") as folder:
         unbroken = Path(folder, "unbroken")
         _train(flags, unbroken)

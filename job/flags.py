@@ -156,6 +156,21 @@ EarlyStopping = Annotated[
         "[default: do all epochs]",
     ),
 ]
+InitWeights = Annotated[
+    str | None,
+    _flag(
+        "init-weights",
+        "Begin with these weights: a model_weights.h5, the folder of a run, or 'champion', below "
+        "--output. [default: drawn by the seed]",
+    ),
+]
+Ensemble = Annotated[
+    int | None,
+    _flag(
+        "ensemble",
+        "Train so many nets, each a run of its own with the next seed, and publish them as one.",
+    ),
+]
 Strategy = Annotated[
     config.Strategy,
     _flag("strategy", "'auto' takes all workers there are, else all GPUs, else the CPU."),

@@ -66,6 +66,7 @@ def retrain(
     validation: flags.Validation = RunConfig.validation,
     validation_seed: flags.ValidationSeed = RunConfig.validation_seed,
     early_stopping: flags.EarlyStopping = RunConfig.early_stopping,
+    init_weights: flags.InitWeights = RunConfig.init_weights,
     strategy: flags.Strategy = RunConfig.strategy,
     require_gpu: flags.RequireGpu = RunConfig.require_gpu,
     precision: flags.Precision = RunConfig.precision,
@@ -114,6 +115,7 @@ def retrain(
         output=output,
         run_id="night",  # until code, config and data have named the run
         **training,
+        init_weights=init_weights,
         strategy=strategy,
         require_gpu=require_gpu,
         precision=precision,

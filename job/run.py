@@ -20,7 +20,7 @@ from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.results import metrics, provenance, publishing
 from job.results.publishing import RunFolder
-from job.storage import Place
+from job.storage import Place, parse
 from job.training.checkpoint import Checkpoints, State
 from job.workers import watchdog
 from job.workers.cluster import Cluster, Workers
@@ -60,20 +60,20 @@ def train_run(
         JobError: whatever went wrong; nothing that exists was overwritten.
     """
     folder = RunFolder(config.place)
-    if (document := _complete_already(folder, config, dataset, progress)) is not None:
+    if (document := complete_already(folder, config, dataset, progress)) is not None:
         return document
 
     watch = runtime.Stopwatch()
     loading = runtime.beside(lambda: dataset or source.load(config.source, progress.beat))
-    versions = _import_tensorflow(preemption, progress)
+    versions = import_tensorflow(preemption, progress)
     import_seconds = watch.lap()
     dataset = loading.result()
     config.check_examples(len(dataset.x_train))
     progress.event("data_loaded", **dataset.summary())
     for name, details in dataset.remarks():
         progress.event(name, **details)
-    attempt = _claim(folder, config, dataset, cluster, versions, progress)
-    with _leaving_a_verdict(attempt, progress), memory.explained(_less_memory(config)):
+    attempt = claim(folder, config, dataset, cluster, versions, progress)
+    with leaving_a_verdict(attempt, progress), memory.explained(_less_memory(config)):
         checkpoints = Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress)
         try:
             start = _where_to_begin(
@@ -81,16 +81,17 @@ def train_run(
             )
         except (DataError, TemporaryError):
             # A twin may have completed the run meanwhile, and removed what was looked for.
-            if (document := _complete_already(folder, config, dataset, progress)) is None:
+            if (document := complete_already(folder, config, dataset, progress)) is None:
                 raise
             return document
+        initial = _initial_weights(folder, config, cluster.workers, start, progress)
         load_seconds = watch.lap()
         with preemption.deferred():
             net, collectives, in_force = _prepare(
-                config, dataset, cluster.workers, attempt, start, preemption, progress
+                config, dataset, cluster.workers, attempt, start, initial, preemption, progress
             )
         start = _made_by(attempt, in_force, start, progress)
-        from job.training import train  # noqa: PLC0415
+        from job.training import model, train  # noqa: PLC0415
 
         trained = train.train(
             net, dataset, config, collectives, checkpoints, start, preemption, progress
@@ -102,7 +103,8 @@ def train_run(
 
         watch.lap()  # the training has timed itself
         with preemption.deferred():
-            scores, files = _score(net, dataset, folder, preemption, progress)
+            plain = model.in_float32(net)
+            scores, files = score(plain, dataset, folder, preemption, progress)
         evaluate_seconds = watch.lap()
         progress.beat()
         artifacts = folder.publish(files)
@@ -118,6 +120,7 @@ def train_run(
             scores=scores,
             artifacts=artifacts,
             seconds=seconds,
+            init_weights=_begun_with(folder, config),
         )
         document = folder.complete(config, document)
     checkpoints.prune(keep=1)
@@ -128,7 +131,7 @@ def train_run(
 
 
 @dataclass(frozen=True)
-class _Attempt:
+class Attempt:
     """One attempt at the run, as this worker sees it."""
 
     folder: RunFolder
@@ -145,7 +148,7 @@ class _Attempt:
         return [record | makers.get(record["attempt"], {}) for record in records]
 
 
-def _complete_already(
+def complete_already(
     folder: RunFolder, config: RunConfig, dataset: Dataset | None, progress: Progress
 ) -> dict[str, Any] | None:
     """Return the metrics of a run that is complete, else None; compare its data, and tidy it."""
@@ -182,7 +185,7 @@ def _compare_data(
         )
 
 
-def _import_tensorflow(preemption: Preemption, progress: Progress) -> dict[str, str]:
+def import_tensorflow(preemption: Preemption, progress: Progress) -> dict[str, str]:
     """Import TensorFlow and Keras, and return their versions."""
     with preemption.deferred():
         runtime.prepare_tensorflow()
@@ -191,25 +194,25 @@ def _import_tensorflow(preemption: Preemption, progress: Progress) -> dict[str, 
     return versions
 
 
-def _claim(
+def claim(
     folder: RunFolder,
     config: RunConfig,
     dataset: Dataset,
     cluster: Cluster,
     versions: dict[str, str],
     progress: Progress,
-) -> _Attempt:
+) -> Attempt:
     """Write down that an attempt begins; of several workers the chief does."""
     facts = provenance.begun(config, cluster, versions)
     if not cluster.workers.is_chief:
-        return _Attempt(folder, 0, facts)
+        return Attempt(folder, 0, facts)
     number = folder.claim(config, dataset.fingerprint, facts)
     progress.event("attempt_started", run=str(folder.place), attempt=number)
-    return _Attempt(folder, number, facts)
+    return Attempt(folder, number, facts)
 
 
 @contextlib.contextmanager
-def _leaving_a_verdict(attempt: _Attempt, progress: Progress) -> Iterator[None]:
+def leaving_a_verdict(attempt: Attempt, progress: Progress) -> Iterator[None]:
     """Write beside the attempt how it ended if it fails or is stopped: a pod's log goes with it."""
     try:
         yield
@@ -232,7 +235,7 @@ def _less_memory(config: RunConfig) -> str:
 
 
 def _where_to_begin(
-    attempt: _Attempt,
+    attempt: Attempt,
     checkpoints: Checkpoints,
     config: RunConfig,
     dataset: Dataset,
@@ -268,12 +271,37 @@ def _where_to_begin(
     return replace(fresh, threads=threads[workers.index] if known else saved.threads)
 
 
+def _initial_weights(
+    folder: RunFolder, config: RunConfig, workers: Workers, start: State, progress: Progress
+) -> bytes | None:
+    """Return the file of weights that step 0 begins with, where one was given; the chief reads it.
+
+    Raises:
+        MissingInputError, DataError: there is none, or it is damaged.
+        ConflictError: it isn't the one that an attempt before began with.
+    """
+    if config.init_weights is None or start.step or not workers.is_chief:
+        return None
+    place = publishing.weights_of(parse(config.init_weights, "--init-weights"))
+    content, _ = publishing.read_artifact(place, publishing.MAX_WEIGHTS_BYTES)
+    folder.begin_with(config.init_weights, content)
+    progress.event("begins_with", weights=str(place))
+    return content
+
+
+def _begun_with(folder: RunFolder, config: RunConfig) -> dict[str, Any] | None:
+    if config.init_weights is None:
+        return None
+    return folder.begun_with() or {"uri": config.init_weights, "sha256": None}
+
+
 def _prepare(
     config: RunConfig,
     dataset: Dataset,
     workers: Workers,
-    attempt: _Attempt,
+    attempt: Attempt,
     start: State,
+    initial: bytes | None,
     preemption: Preemption,
     progress: Progress,
 ) -> tuple["keras.Model", "Collectives", dict[str, Any]]:
@@ -302,6 +330,10 @@ def _prepare(
             dropout=config.dropout,
             form="convolutions" if devices.on_gpu else "matrices",
         )
+    if initial is not None:
+        from job.results import weights  # noqa: PLC0415
+
+        weights.load_hdf5(net, initial, f"--init-weights {config.init_weights}")
     collectives = Collectives(chosen, workers)
     collectives.check_alike("data", dataset.fingerprint)
     mine = [start.threads if index == workers.index else 0 for index in range(workers.count)]
@@ -313,9 +345,7 @@ def _prepare(
     return net, collectives, provenance.in_force(attempt.facts, devices, threads)
 
 
-def _made_by(
-    attempt: _Attempt, in_force: dict[str, Any], start: State, progress: Progress
-) -> State:
+def _made_by(attempt: Attempt, in_force: dict[str, Any], start: State, progress: Progress) -> State:
     """Return `start` as that of this attempt too, having told what changed since it was saved."""
     before = start.made_by[-1] if start.made_by else {}
     if start.step and (changed := provenance.changes(before, in_force)):
@@ -323,14 +353,14 @@ def _made_by(
     return replace(start, made_by=(*start.made_by, {"attempt": attempt.number, **in_force}))
 
 
-def _score(
-    net: "keras.Model",
+def score(
+    plain: "keras.Model",
     dataset: Dataset,
     folder: RunFolder,
     preemption: Preemption,
     progress: Progress,
 ) -> tuple["Scores", dict[Place, bytes]]:
-    """Return the scores of what will be published, and its files.
+    """Return the scores of `plain`, which has the form that is published, and its files.
 
     Raises:
         StoppedError, KeyboardInterrupt: asked to stop, between two batches.
@@ -344,7 +374,6 @@ def _score(
     from job.results import evaluation, weights  # noqa: PLC0415
     from job.training import model  # noqa: PLC0415
 
-    plain = model.in_float32(net)
     scores = evaluation.evaluate(plain, dataset.x_test, dataset.y_test, look_up)
     final = model.with_probabilities(plain)
     return scores, {

@@ -23,7 +23,8 @@ from job.results import inference
 TRAIN_FLAGS = [
     "data", "base", "output", "run-id", "model", "epochs", "batch-size", "learning-rate",
     "preset", "schedule", "seed", "weight-decay", "label-smoothing", "augment", "augment-strength",
-    "dropout", "validation", "validation-seed", "early-stopping", "strategy", "require-gpu",
+    "dropout", "validation", "validation-seed", "early-stopping", "init-weights", "ensemble",
+    "strategy", "require-gpu",
     "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "storage-timeout",
     "anonymous", "termination-log", "liveness-file",
 ]  # fmt: skip
@@ -34,9 +35,9 @@ FLAGS = {
     "evaluate": ["weights", "data", "model", "report", *STORAGE_FLAGS],
     "predict": ["weights", "data", "model", "num-images", "start", "image", "figure",
                 *STORAGE_FLAGS],
-    "retrain": [*(set(TRAIN_FLAGS) - {"run-id", "peer-timeout"}), "night", "promote", "gate-alpha",
-                "gate-minimum", "skip-bad-shards", "accept-changed-shards", "leak-allow",
-                "accept-drift", "stale-after", "notify", "again"],
+    "retrain": [*(set(TRAIN_FLAGS) - {"run-id", "peer-timeout", "ensemble"}), "night", "promote",
+                "gate-alpha", "gate-minimum", "skip-bad-shards", "accept-changed-shards",
+                "leak-allow", "accept-drift", "stale-after", "notify", "again"],
     "champion": ["json", *STORAGE_FLAGS],
     "promote": ["reason", *STORAGE_FLAGS],
     "rollback": ["reason", "to", *STORAGE_FLAGS],

@@ -57,6 +57,8 @@ OTHER: dict[str, Any] = {
     "validation": 0.2,
     "validation_seed": 3,
     "early_stopping": 4,
+    "init_weights": "model_weights.h5",
+    "ensemble": 3,
 }
 # What a field is about, without which it is refused.
 WITH: dict[str, dict[str, Any]] = {
@@ -87,6 +89,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("early_stopping", value) for value in (0, -1, 10_001, 1.0, True, "3")],
     *[("augment_strength", value) for value in (-1e-9, 3.1, math.nan, math.inf)],
     *[("augment", value) for value in ("", "flip", "True", None, True, False)],
+    *[("ensemble", value) for value in (-1, 0, 1, 101, 2.0, True, "2")],
 ]
 WRONG_TYPE_OF_REAL: list[tuple[str, Any]] = [
     (field, value)
@@ -100,6 +103,8 @@ BOUNDARIES: list[tuple[str, Any]] = [
     ("batch_size", 65_536),
     ("seed", 0),
     ("seed", 2**31 - 1),
+    ("ensemble", 2),
+    ("ensemble", 100),
     ("learning_rate", 1e-12),
     ("learning_rate", 10.0),
     ("weight_decay", 0.0),
@@ -169,8 +174,11 @@ def test_other_legal_values_are_accepted(field: str) -> None:
 
 @pytest.mark.parametrize(
     ("field", "flag"),
-    [("output", "--output"), ("data", "--data"), ("base", "--base")],
-    ids=["output", "data", "base"],
+    [
+        *[("output", "--output"), ("data", "--data"), ("base", "--base")],
+        ("init_weights", "--init-weights"),
+    ],
+    ids=["output", "data", "base", "init_weights"],
 )
 @pytest.mark.parametrize("uri", ["", " ", "s3://user:s3cr3t@b/k", "a::b", "a\nb", "file://h/x"])
 def test_a_wrong_uri_is_refused_by_name_without_echo(field: str, flag: str, uri: str) -> None:
@@ -235,7 +243,14 @@ def test_a_fresh_run_id_is_legal_readable_and_new() -> None:
 
 
 def test_identity_is_everything_but_place_and_device() -> None:
-    later = {"base", "dropout", "validation", *WITH}  # where they are given
+    later = {
+        "base",
+        "dropout",
+        "validation",
+        "init_weights",
+        "ensemble",
+        *WITH,
+    }  # where they are given
     assert set(CONFIG.identity) == set(FIELDS) - NOT_IDENTITY - later
     assert replace(CONFIG, base="mnist").identity == CONFIG.identity | {"base": "mnist"}
     assert CONFIG.identity.items() <= asdict(CONFIG).items()

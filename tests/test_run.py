@@ -502,7 +502,7 @@ def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monke
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
     config = RunConfig(run_id="r", output=str(tmp_path))
     dataset = SimpleNamespace(fingerprint="f")
-    attempt = run._Attempt(publishing.RunFolder(config.place), 0, {"cores": 3})
+    attempt = run.Attempt(publishing.RunFolder(config.place), 0, {"cores": 3})
     workers = Workers(("a:1", "b:1"), 1)
     progress = Progress("json", StringIO())
     checkpoints = Checkpoints(Place.of(tmp_path / "checkpoints"), 0, progress)

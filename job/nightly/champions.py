@@ -19,7 +19,6 @@ from job import storage
 from job.config import check_run_id
 from job.errors import ConflictError, DataError, MissingInputError, UsageError
 from job.results import publishing
-from job.results.inference import MAX_WEIGHTS_BYTES
 from job.results.publishing import RunFolder
 from job.storage import Place
 
@@ -291,7 +290,7 @@ def published(output: Place, run: str) -> Model:
         raise MissingInputError(
             f"{folder.place} is no complete run: it has no {folder.metrics.name}"
         )
-    _, metrics = publishing.read_artifact(folder.weights, MAX_WEIGHTS_BYTES)
+    _, metrics = publishing.read_artifact(folder.weights, publishing.MAX_WEIGHTS_BYTES)
     return Model.of_run(run, metrics)
 
 

@@ -11,7 +11,7 @@ from job import storage
 from job.errors import ConflictError, DataError, MissingInputError
 from job.nightly.champions import Model
 from job.results import inference, publishing
-from job.results.publishing import RunFolder
+from job.results.publishing import MAX_WEIGHTS_BYTES, RunFolder
 from job.storage import Place
 
 Classes = npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ class Contender:
         """
         folder = RunFolder(output / model.run)
         try:
-            content, metrics = publishing.read_artifact(folder.weights, inference.MAX_WEIGHTS_BYTES)
+            content, metrics = publishing.read_artifact(folder.weights, MAX_WEIGHTS_BYTES)
         except (MissingInputError, DataError) as error:
             raise type(error)(
                 f"the log of champions names {model.run}: {error}; {_REMEDY}"
@@ -53,7 +53,7 @@ class Contender:
 
     def archive(self) -> bytes:
         """Return the model as a Keras archive."""
-        return storage.read(self.folder.archive, inference.MAX_WEIGHTS_BYTES)
+        return storage.read(self.folder.archive, MAX_WEIGHTS_BYTES)
 
     def probabilities(
         self, images: npt.NDArray[np.uint8], beat: Callable[[], None] = lambda: None
@@ -72,8 +72,14 @@ class Contender:
                 f"{self.folder.place} takes images of shape {shape}, and the data now have "
                 f"{images.shape[1:]}: they can't be compared; give another --output"
             )
+        members = inference.members_of(self.metrics)
         net = inference.rebuilt(
-            self.weights, str(self.folder.weights), self.model.architecture, shape, classes
+            self.weights,
+            str(self.folder.weights),
+            self.model.architecture,
+            members,
+            shape,
+            classes,
         )
         from job.results import evaluation  # noqa: PLC0415  imports TensorFlow
 

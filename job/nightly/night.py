@@ -8,7 +8,7 @@ only one of two writers gets the next; and what the night came to is written las
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from job.config import RunConfig
@@ -70,6 +70,7 @@ def retrain(
         # What has promoted already and was rolled back since has promoted all the same.
         if mine is None and (bar := desk.barred(dataset.fingerprint)) is not None:
             return desk.close("barred", _barred(bar), dataset=dataset, **taken.told)
+        config = _beginning_with_champion(config, desk, mine or entry, before=mine is not None)
         config = run_of(config, taken.dataset.fingerprint, taken.parts)
         document = train_run(config, cluster, preemption, progress, dataset=dataset)
     assert document is not None  # a night has one worker, which is the chief
@@ -82,6 +83,20 @@ def retrain(
         gate=outcome.gate,
         **taken.told,
     )
+
+
+def _beginning_with_champion(
+    config: RunConfig, desk: Desk, entry: Entry | None, *, before: bool
+) -> RunConfig:
+    """Return `config` with the run of the champion of `entry` in the place of its name.
+
+    A night that has promoted, and goes on, began with the one `before`. The first night of all has
+    none, and draws its weights.
+    """
+    if config.init_weights != champions.FOLDER:
+        return config
+    run = None if entry is None else entry.before if before else entry.champion.run
+    return replace(config, init_weights=None if run is None else str(desk.output / run))
 
 
 def _is_as_it_was(mine: Entry, plan: Plan, config: RunConfig) -> bool:

@@ -37,6 +37,8 @@ class Record:
     threads: int
     makers: tuple[dict[str, Any], ...]
     """What each attempt that had a part in the weights computed with."""
+    began_with: str | None = None
+    """Sha256 of the weights that it began with; None where it drew them, or nothing tells."""
 
     @classmethod
     def of_run(cls, output: Place, run: str) -> "Record":
@@ -44,13 +46,19 @@ class Record:
 
         Raises:
             MissingInputError: there is no complete run of that name.
+            UsageError: it is an ensemble.
             DataError: its weights are not what it published, or its metrics say too little.
             ClusterError: it can't be trained again by one process of this version.
         """
         folder = RunFolder(output / run)
-        content, metrics = publishing.read_artifact(folder.weights, inference.MAX_WEIGHTS_BYTES)
+        content, metrics = publishing.read_artifact(folder.weights, publishing.MAX_WEIGHTS_BYTES)
         if not metrics:
             raise MissingInputError(f"{folder.place} is no complete run: it has no metrics.json")
+        if (members := inference.members_of(metrics)) > 1:
+            raise UsageError(
+                f"{run} is an ensemble, which is not trained itself: verify its members, "
+                f"{run}-1 to {run}-{members}"
+            )
         try:
             return cls._parsed(run, publishing.describe("", content).sha256, metrics)
         except (KeyError, TypeError, ValueError, UsageError) as error:
@@ -84,6 +92,7 @@ class Record:
             data_fingerprint=metrics["data"]["fingerprint"],
             threads=threads,
             makers=tuple(map(provenance.forces, [*records, environment])),
+            began_with=(metrics.get("init_weights") or {}).get("sha256"),
         )
 
 
@@ -129,6 +138,7 @@ def prove(record: Record, data: str | None, preemption: Preemption, progress: Pr
         except StoppedError as error:
             raise StoppedError("stopped by SIGTERM: nothing is proven, begin again") from error
     assert metrics is not None  # there is one worker, which is the chief
+    _check_beginning(record, metrics)
     now = provenance.forces(metrics["environment"])
     changes: dict[str, list[Any]] = {}
     for maker in record.makers:
@@ -176,6 +186,15 @@ def _its_data(record: Record, config: RunConfig, progress: Progress) -> Dataset:
             "back, or name them with --data"
         )
     return dataset
+
+
+def _check_beginning(record: Record, metrics: dict[str, Any]) -> None:
+    began = metrics.get("init_weights") or {}
+    if record.began_with not in {None, began.get("sha256")}:
+        raise DataError(
+            f"{began.get('uri')} holds other weights now than those that {record.run} began with "
+            f"(sha256 {record.began_with[:12]}...): bring them back"
+        )
 
 
 def _told(changes: dict[str, list[Any]]) -> str:

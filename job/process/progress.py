@@ -251,6 +251,11 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"warning    step {details['step']:,} is saved, but no attempt before this one has its "
         "record: going on from that step"
     ),
+    "begins_with": lambda details: f"weights    those of {details['weights']}, to begin with",
+    "member_begins": lambda details: f"member     {details['run']}",
+    "members_missing": lambda details: (
+        f"ensemble   waits for {', '.join(details['runs'])}: whoever ends last publishes it"
+    ),
     "checkpoint_saved": lambda _: "",  # no news to a person
     "checkpoint_passed_by": lambda details: f"warning    {details['reason']}; going further back",
     "checkpoint_kept": lambda details: f"warning    an old checkpoint stays: {details['reason']}",

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from job import __version__, storage
-from job.config import DataSource, ModelName, RunConfig, parse_data
+from job.config import MOST_MEMBERS, DataSource, ModelName, RunConfig, parse_data
 from job.data import shards, source
 from job.errors import ConflictError, DataError, UsageError
 from job.pictures import gallery, handwriting
 from job.process import runtime
 from job.process.progress import Progress
 from job.results import publishing
+from job.results.metrics import model_facts
 from job.storage import Place
 from job.workers.cluster import Cluster
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from job.results.evaluation import Scores
 
 SCHEMA_VERSION = 1
-MAX_WEIGHTS_BYTES = 1024 * storage.MEBIBYTE
 REPORT = "evaluation.json"
 
 
@@ -56,6 +56,8 @@ class Published:
     place: Place
     content: bytes
     model_name: str
+    members: int
+    """Nets whose probabilities are averaged; 1 for a model that is no ensemble."""
     dataset: source.Dataset
 
     @classmethod
@@ -74,7 +76,7 @@ class Published:
             JobError: weights or data are missing or bad.
         """
         place = publishing.weights_of(weights)
-        content, metrics = publishing.read_artifact(place, MAX_WEIGHTS_BYTES)
+        content, metrics = publishing.read_artifact(place, publishing.MAX_WEIGHTS_BYTES)
         if model_name is None:
             model_name = _said(metrics, "config", "model") or RunConfig.model
         if model_name not in get_args(ModelName):
@@ -85,7 +87,7 @@ class Published:
         dataset = source.load(_source(metrics, data))
         if _said(metrics, "data", "fingerprint") not in {None, dataset.fingerprint}:
             progress.event("other_data", weights=str(place), data=dataset.uri)
-        return cls(place, content, model_name, dataset)
+        return cls(place, content, model_name, members_of(metrics), dataset)
 
     def model(self) -> "keras.Model":
         """Return the model for the data set's images, with these weights.
@@ -94,11 +96,23 @@ class Published:
             DataError: the weights don't fit it.
         """
         shape, classes = self.dataset.image_shape, self.dataset.classes
-        return rebuilt(self.content, str(self.place), self.model_name, shape, classes)
+        return rebuilt(self.content, str(self.place), self.model_name, self.members, shape, classes)
+
+
+def members_of(metrics: dict[str, Any]) -> int:
+    """Return of how many nets a run published the mean, by its metrics, which may be anybody's."""
+    config = metrics.get("config")
+    members = config.get("ensemble") if isinstance(config, dict) else None
+    return members if isinstance(members, int) and 1 <= members <= MOST_MEMBERS else 1
 
 
 def rebuilt(
-    content: bytes, where: str, architecture: str, image_shape: tuple[int, ...], classes: int
+    content: bytes,
+    where: str,
+    architecture: str,
+    members: int,
+    image_shape: tuple[int, ...],
+    classes: int,
 ) -> "keras.Model":
     """Return the model that a weights file holds, ready to compute as its run did.
 
@@ -106,6 +120,7 @@ def rebuilt(
         content: of the file.
         where: it lies, for messages.
         architecture: name of the model in `job.training.model`.
+        members: nets of it whose probabilities are averaged, 1 for one alone.
         image_shape: of one image.
         classes: how many there are.
 
@@ -121,7 +136,8 @@ def rebuilt(
     from job.training import model, strategy  # noqa: PLC0415
 
     strategy.prepare_gpus()  # that it scores as its run did
-    net = model.build(architecture, image_shape, classes)
+    nets = [model.build(architecture, image_shape, classes) for _ in range(members)]
+    net = nets[0] if members == 1 else model.together(nets)
     weights.load_hdf5(net, content, where)
     return net
 
@@ -169,7 +185,7 @@ def score(published: Published) -> tuple["Scores", dict[str, Any]]:
         "job_version": __version__,
         "git_commit": runtime.git_commit(os.environ),
         "weights": asdict(publishing.describe(str(published.place), published.content)),
-        "model": {"name": published.model_name, "parameters": model.count_params()},
+        "model": model_facts(published.model_name, model.count_params(), published.members),
         "data": dataset.facts(),
         "test": asdict(scores),
     }

@@ -36,6 +36,9 @@ def document(
     scores: "Scores",
     artifacts: tuple[Artifact, ...],
     seconds: Seconds,
+    *,
+    init_weights: dict[str, Any] | None = None,
+    members: tuple[dict[str, Any], ...] = (),
 ) -> dict[str, Any]:
     """Return the metrics of a run that is published but for them, in types that JSON has.
 
@@ -49,6 +52,8 @@ def document(
         scores: of the published model on the test set.
         artifacts: the files that are published.
         seconds: of the stages.
+        init_weights: uri and sha256 of those that the run began with, where they were given.
+        members: the runs that an ensemble is made of.
     """
     used = runtime.usage()
     return {
@@ -63,7 +68,9 @@ def document(
         ],
         "config_sha256": config.digest,
         "config": config.identity,
-        "model": {"name": config.model, "parameters": parameters},
+        "model": model_facts(config.model, parameters, len(members) or 1),
+        **({"members": list(members)} if members else {}),
+        **({"init_weights": init_weights} if init_weights else {}),
         "data": dataset.facts(),
         "test": asdict(scores),
         "train": {
@@ -90,6 +97,12 @@ def document(
         "environment": environment,
         "artifacts": [asdict(artifact) for artifact in artifacts],
     }
+
+
+def model_facts(name: str, parameters: int, members: int) -> dict[str, Any]:
+    """Return what is told of a model: of an ensemble, how many nets of the name it is made of."""
+    ensemble = {"ensemble": members} if members > 1 else {}
+    return {"name": name, "parameters": parameters, **ensemble}
 
 
 def summary(run: str, metrics: dict[str, Any]) -> dict[str, Any]:

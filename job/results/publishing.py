@@ -6,6 +6,7 @@ with it.
 
     <run>/attempts/0001.json    who began, when, with which config and versions; one for each start
     <run>/attempts/0001-end.json    how it ended, if it didn't complete the run
+    <run>/init_weights.json     which weights it began with, if they were given
     <run>/checkpoints/          see job/training/checkpoint.py
     <run>/model_weights.h5, model.keras
     <run>/metrics.json
@@ -23,6 +24,7 @@ from job.config import RunConfig
 from job.errors import ConflictError, DataError, MissingInputError, TemporaryError
 from job.storage import Place
 
+MAX_WEIGHTS_BYTES = 1024 * storage.MEBIBYTE
 MAX_JSON_BYTES = 64 * storage.MEBIBYTE  # a confusion matrix of 1,000 classes has 8 MiB
 METRICS = "metrics.json"  # in the folder of a run, beside all that it names
 PRUNED = "pruned.json"  # there while `prune` takes the run away
@@ -71,6 +73,11 @@ class RunFolder:
     def checkpoints(self) -> Place:
         """The folder of the training's states."""
         return self.place / "checkpoints"
+
+    @property
+    def origin(self) -> Place:
+        """What tells which weights the run began with, if they were given."""
+        return self.place / "init_weights.json"
 
     def attempt(self, number: int) -> Place:
         """Say where the record of an attempt, counted from 1, lies."""
@@ -148,6 +155,35 @@ class RunFolder:
         raise ConflictError(
             f"{self.place} was begun {_MAX_ATTEMPTS:,} times: choose another --run-id"
         )
+
+    def begin_with(self, uri: str, weights: bytes) -> None:
+        """Write down that step 0 begins with the weights in the file `weights`, found at `uri`.
+
+        Raises:
+            ConflictError: an attempt before began with others.
+            OutputError: it can't be written.
+        """
+        origin = {"uri": uri, "sha256": hashlib.sha256(weights).hexdigest()}
+        try:
+            storage.create(self.origin, to_json(origin))
+        except ConflictError as error:
+            raise ConflictError(
+                f"{uri} holds the weights {origin['sha256'][:12]}..., but {self.origin} says that "
+                "the run was begun with others: bring those back, or choose another --run-id"
+            ) from error
+
+    def begun_with(self) -> dict[str, Any] | None:
+        """Return uri and sha256 of what `begin_with` wrote down; None where nothing tells."""
+        with contextlib.suppress(MissingInputError, DataError):
+            return read_json(self.origin)
+        return None
+
+    def begun_as(self) -> dict[str, Any] | None:
+        """Return the identity of the config of the first attempt; None where nothing tells."""
+        with contextlib.suppress(MissingInputError):
+            config = read_json(self.attempt(1)).get("config")
+            return config if isinstance(config, dict) else None
+        return None
 
     def check_kept(self) -> None:
         """See that nobody has begun to remove the run.

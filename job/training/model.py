@@ -1,6 +1,7 @@
 """Name -> Keras model. Architectures come from here; files only ever bring numbers."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,9 +63,40 @@ def in_float32(model: keras.Model) -> keras.Model:
 
 
 def with_probabilities(model: keras.Model) -> keras.Model:
-    """Return `model`, a model from `build`, with probabilities in place of its logits."""
-    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(model.output)
-    return keras.Model(model.input, probabilities, name=model.name)
+    """Return `model`, from `build` or `together`, with probabilities in place of its logits."""
+    logits = [layer.output for layer in model.layers if layer.name.endswith("logits")]
+    several = len(logits) > 1
+    numbers = [f"_{n}" if several else "" for n in range(1, len(logits) + 1)]
+    each = [
+        keras.layers.Softmax(name=f"probabilities{number}", dtype="float32")(one)
+        for number, one in zip(numbers, logits, strict=True)
+    ]
+    average = keras.layers.Average(name="probabilities", dtype="float32")
+    return keras.Model(model.input, average(each) if several else each[0], name=model.name)
+
+
+def together(nets: Sequence[keras.Model]) -> keras.Model:
+    """Return copies of `nets`, published forms of one architecture, as one model: an ensemble.
+
+    Its logits are the logarithms of the mean of their probabilities, so their softmax is that mean.
+    """
+    pixels = keras.Input(nets[0].input_shape[1:], name="pixels", dtype="float32")
+    copies = [_copy(net, pixels, f"member_{n}") for n, net in enumerate(nets, start=1)]
+    parts = [keras.ops.log_softmax(copy.output) for copy in copies]
+    total = keras.ops.logsumexp(keras.ops.stack(parts), axis=0)
+    ensemble = keras.Model(pixels, total - math.log(len(nets)), name=f"{nets[0].name}-ensemble")
+    for net, copy in zip(nets, copies, strict=True):
+        copy.set_weights(net.get_weights())
+    return ensemble
+
+
+def _copy(net: keras.Model, pixels: keras.KerasTensor, prefix: str) -> keras.Model:
+    """Return a net like `net` on the input `pixels`, with names that no other has."""
+
+    def renamed(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "name": f"{prefix}_{layer.name}"})
+
+    return keras.models.clone_model(net, input_tensors=pixels, clone_function=renamed)
 
 
 class _Layers:

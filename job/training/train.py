@@ -73,11 +73,8 @@ class Training:
     """Of that, in this attempt."""
     history: tuple[dict[str, Any], ...]
     """An `Epoch` as a dictionary, for each."""
-
-    @property
-    def images_per_second(self) -> float:
-        """Median over the epochs."""
-        return float(np.median([epoch["images_per_second"] for epoch in self.history]))
+    images_per_second: float
+    """Median over the epochs."""
 
 
 def train(
@@ -116,7 +113,7 @@ def train(
         watchdog.resting_after(),  # closing waits for a store
     ):
         loop, compile_seconds = _compile(model, dataset, config, collectives, course, progress)
-        state = _begin(start, loop, collectives)
+        state = _begin(start, loop, config, collectives)
         wanted = 1  # steps in the next chunk
         while state.step < course.total_steps and not stopped_early(config, state.history):
             before = state.step
@@ -143,6 +140,7 @@ def train(
         train_seconds=state.train_seconds,
         attempt_train_seconds=state.train_seconds - start.train_seconds,
         history=state.history,
+        images_per_second=float(np.median([each["images_per_second"] for each in state.history])),
     )
 
 
@@ -202,13 +200,13 @@ def _compile(
     return loop, seconds
 
 
-def _begin(start: State, loop: Loop, collectives: Collectives) -> State:
+def _begin(start: State, loop: Loop, config: RunConfig, collectives: Collectives) -> State:
     """Put the chief's state into the loop of every worker, and return where to begin."""
     step = int(collectives.from_chief({"step": np.array(start.step)})["step"])
-    if step == 0:
-        return start
-    if collectives.is_chief:  # first, so that what doesn't fit is found before others wait for it
-        loop.assign(start.arrays)
+    if step == 0 and config.init_weights is None:
+        return start  # all have drawn the same
+    if step and collectives.is_chief:
+        loop.assign(start.arrays)  # first: what doesn't fit is found before others wait for it
     loop.assign(collectives.from_chief(loop.arrays()))
     return replace(start, step=step, arrays={})
 

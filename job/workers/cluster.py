@@ -48,6 +48,8 @@ class Cluster:
     """Cores that the container may use, a fraction counted as a whole one; None if unlimited."""
     workers: Workers = field(default_factory=Workers)
     """Who trains together."""
+    completion_index: int | None = None
+    """Which of an Indexed Job's pods this is, from 0; None where there is none."""
 
     @classmethod
     def from_environment(
@@ -63,6 +65,7 @@ class Cluster:
             ClusterError: it names workers, but not in a way that could work.
         """
         cores = environment.get("K8S_CPU_LIMIT", "")
+        index = environment.get("JOB_COMPLETION_INDEX", "")
         return cls(
             job=environment.get("K8S_JOB_NAME") or None,
             pod=environment.get("K8S_POD_NAME") or None,
@@ -70,6 +73,7 @@ class Cluster:
             image=environment.get("K8S_IMAGE") or None,
             cpu_limit=(int(cores) or None) if cores.isdecimal() else None,
             workers=_workers(environment) if together else Workers(),
+            completion_index=int(index) if index.isdecimal() else None,
         )
 
     @property

@@ -641,6 +641,29 @@ def test_a_night_that_promoted_before_it_was_killed_came_to_that(
     assert len(log(tmp_path)) == 1
 
 
+def test_a_night_may_begin_with_the_champion(promoted, night, data, mnist, tmp_path, monkeypatch):
+    """With the same one as well where it was killed once it had promoted another."""
+    shard(data, "x", mnist.x_train[2000:2300], mnist.y_train[2000:2300])
+    with monkeypatch.context() as killed:
+        killed.setattr("job.nightly.records.Records.keep", lambda *_: 1 / 0)
+        done, _ = night("second", "--init-weights", "champion")
+        assert done.code == 70
+    entry = log(tmp_path)[-1]
+    assert (entry["night"], entry["from"]) == ("second", promoted["run"])
+    done, record = night("second", "--init-weights", "champion")
+    assert (done.code, record["verdict"]) == (0, "promoted")
+    assert record["run"] == entry["to"]
+    run = json.loads((tmp_path / f"runs/{record['run']}/metrics.json").read_bytes())
+    assert run["init_weights"]["uri"] == str(tmp_path / "runs" / promoted["run"])
+    assert record["config"]["init_weights"] == "champion"
+
+
+def test_the_first_night_of_all_has_no_champion_to_begin_with(night, monkeypatch):
+    monkeypatch.setattr("job.nightly.servable.check", lambda *_, **__: None)
+    done, record = night("first", "--init-weights", "champion")
+    assert (done.code, record["verdict"]) == (0, "promoted")
+
+
 def test_a_damaged_champion_is_no_fault_of_the_data(promoted, night, data, tmp_path, mnist):
     weights = tmp_path / f"runs/{promoted['run']}/model_weights.h5"
     whole = weights.read_bytes()

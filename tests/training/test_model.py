@@ -52,6 +52,23 @@ def test_published_model_ends_in_probabilities_of_the_same_logits():
     assert {layer.compute_dtype for layer in published.layers} == {"float32"}
 
 
+def test_an_ensembles_softmax_is_the_mean_of_its_members_however_sure_they_are():
+    """Probabilities below float32's smallest have finite logarithms all the same."""
+    nets = [model.build("mlp", (28, 28), 10, seed=seed) for seed in (1, 2)]
+    pixels = np.random.default_rng(0).random((5, 28, 28), np.float32)
+    for factor in (1, 1e4):
+        for net in nets:
+            kernel, bias = net.get_layer("logits").get_weights()
+            net.get_layer("logits").set_weights([kernel * factor, bias])
+        ensemble = model.together(nets)
+        logits = np.asarray(ensemble(pixels))
+        assert np.isfinite(logits).all()
+        mean = sum(np.asarray(keras.ops.softmax(net(pixels))) for net in nets) / 2
+        np.testing.assert_allclose(keras.ops.softmax(logits), mean, atol=1e-6)
+        published = model.with_probabilities(ensemble)
+        np.testing.assert_allclose(published(pixels), mean, atol=1e-6)
+
+
 def test_published_model_is_made_of_keras_own_layers():
     """So that plain Keras opens it, which knows no class of this job."""
     net = model.build("cnn", (28, 28), 10, seed=1, dropout=0.3, form="matrices")

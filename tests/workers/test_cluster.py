@@ -22,7 +22,7 @@ def test_a_laptop_is_no_cluster() -> None:
 
 def test_every_field_has_its_variable() -> None:
     assert set(Cluster().names) == set(VARIABLES)
-    assert set(asdict(Cluster())) == {*VARIABLES, "cpu_limit", "workers"}
+    assert set(asdict(Cluster())) == {*VARIABLES, "cpu_limit", "workers", "completion_index"}
 
 
 @pytest.mark.parametrize("field", VARIABLES)
@@ -54,6 +54,13 @@ def test_a_place_does_not_change() -> None:
 )
 def test_a_cpu_limit_is_a_whole_number_of_cores(text: str, cores: int | None) -> None:
     assert Cluster.from_environment({"K8S_CPU_LIMIT": text}).cpu_limit == cores
+
+
+@pytest.mark.parametrize(
+    ("text", "index"), [("0", 0), ("12", 12), ("", None), ("x", None), ("-1", None)]
+)
+def test_a_pod_of_an_indexed_job_knows_which_it_is(text: str, index: int | None) -> None:
+    assert Cluster.from_environment({"JOB_COMPLETION_INDEX": text}).completion_index == index
 
 
 INDEXED_JOB = {
