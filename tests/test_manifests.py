@@ -283,7 +283,7 @@ def network(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[s
     if not policy["spec"]["podSelector"]["matchLabels"].items() <= labels:
         yield "the NetworkPolicy is for other pods"
     spec, environment = job_of(workload), environment_of(workload)
-    if spec.get("completionMode") != "Indexed":
+    if spec.get("completionMode") != "Indexed" or "K8S_WORKERS" not in environment:
         if ports or rules or "subdomain" in pod_of(workload):
             yield "one pod alone needs no port"
         return
@@ -309,6 +309,13 @@ def network(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[s
         yield "a worker that waits gives its place away before the deadline"
 
 
+def members(workload: dict[str, Any], _: list[dict[str, Any]]) -> Iterator[str]:
+    spec, asked = job_of(workload), environment_of(workload).get("MNIST_JOB_ENSEMBLE")
+    indexed = spec.get("completionMode") == "Indexed"
+    if asked is not None and indexed and spec["completions"] != int(asked):
+        yield "completions and MNIST_JOB_ENSEMBLE differ: who trains the last member?"
+
+
 def autopilot(workload: dict[str, Any]) -> Iterator[str]:
     """Yield what GKE's Autopilot would refuse, by its messages: no cluster was asked."""
     pod = pod_of(workload)
@@ -328,6 +335,7 @@ def autopilot(workload: dict[str, Any]) -> Iterator[str]:
 
 RULES: list[Rule] = [
     exit_codes, bounds, variables, paths, liveness, names, schedule, versions, hardening, network,
+    members,
 ]  # fmt: skip
 
 
@@ -473,6 +481,17 @@ def test_the_doctor_sees_what_is_broken(name: str, where: str, value: Any, word:
     place[last] = value
     said = faults(found)
     assert any(word in fault for fault in said), said
+
+
+def test_the_doctor_counts_the_members_of_an_ensemble() -> None:
+    found = documents(K8S / "train-job.yaml")
+    [workload] = kind(found, "Job")
+    workload["spec"] |= {"completionMode": "Indexed", "completions": 3, "parallelism": 3}
+    asked = {"name": "MNIST_JOB_ENSEMBLE", "value": "3"}
+    container_of(workload)["env"].append(asked)
+    assert faults(found) == []  # nor does it want a Service: each pod trains alone
+    asked["value"] = "4"
+    assert any("the last member" in fault for fault in faults(found))
 
 
 @pytest.mark.parametrize(
