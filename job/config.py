@@ -23,7 +23,7 @@ Augmentation = Literal["none", "shift", "affine"]
 Strategy = Literal["auto", "cpu", "gpu", "mirrored", "multiworker"]
 Precision = Literal["float32", "mixed_bfloat16"]
 
-MOST_MEMBERS = 100  # of an ensemble: far more than pay
+MOST_MEMBERS = 50  # of an ensemble: HDF5 has no room for the names of many more layers
 STRENGTH = 0.8  # of affine augmentation, where none is given: the best for mlp
 
 EMBEDDED = Place("file", "", str(Path(__file__).parent / "assets" / "mnist.npz"), "mnist")

@@ -89,7 +89,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("early_stopping", value) for value in (0, -1, 10_001, 1.0, True, "3")],
     *[("augment_strength", value) for value in (-1e-9, 3.1, math.nan, math.inf)],
     *[("augment", value) for value in ("", "flip", "True", None, True, False)],
-    *[("ensemble", value) for value in (-1, 0, 1, 101, 2.0, True, "2")],
+    *[("ensemble", value) for value in (-1, 0, 1, 51, 2.0, True, "2")],
 ]
 WRONG_TYPE_OF_REAL: list[tuple[str, Any]] = [
     (field, value)
@@ -104,7 +104,7 @@ BOUNDARIES: list[tuple[str, Any]] = [
     ("seed", 0),
     ("seed", 2**31 - 1),
     ("ensemble", 2),
-    ("ensemble", 100),
+    ("ensemble", 50),
     ("learning_rate", 1e-12),
     ("learning_rate", 10.0),
     ("weight_decay", 0.0),

@@ -315,8 +315,8 @@ def test_who_comes_second_takes_the_word_of_the_first(mine, flags, command, monk
 @pytest.mark.parametrize(
     ("more", "code", "said"),
     [
-        (["--ensemble", "1"], 64, "--ensemble must be a whole number from 2 to 100, not 1"),
-        (["--ensemble", "101"], 64, "not 101"),
+        (["--ensemble", "1"], 64, "--ensemble must be a whole number from 2 to 50, not 1"),
+        (["--ensemble", "51"], 64, "not 51"),
         (["--ensemble", "2", "--strategy", "multiworker"], 64, "--strategy multiworker"),
         (["--ensemble", "2", "--seed", "2147483647"], 64, "--seed"),
         (["--ensemble", "10", "--run-id", "x" * 61], 64, "--ensemble 10, of its last member"),

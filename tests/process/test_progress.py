@@ -190,6 +190,13 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         ),
     ),
     ("worker_done", {"worker": 2}, "worker 2 is done, and the chief has published"),
+    ("begins_with", {"weights": "/runs/a"}, "weights    those of /runs/a, to begin with"),
+    ("member_begins", {"run": "e-2"}, "member     e-2"),
+    (
+        "members_missing",
+        {"runs": ["e-1", "e-3"]},
+        "ensemble   waits for e-1, e-3: whoever ends last publishes it",
+    ),
     (
         "nothing_saved_before",
         {"attempts": 2},
