@@ -160,13 +160,16 @@ def _check_threads(member: RunConfig, before: dict[str, Any]) -> None:
         TemporaryError: it was begun with other threads, which a process sets only once.
     """
     folder = RunFolder(member.place).checkpoints
-    with contextlib.suppress(JobError):  # the training says what is wrong with them
-        names, [threads] = checkpoint.names_in(folder), before["environment"]["threads"]
-        if names and (begun := checkpoint.read(folder / names[-1]).threads) != threads:
-            raise TemporaryError(
-                f"{member.run_id} was begun with {begun} threads, and this process computes with "
-                f"{threads}: all members before it are complete, run the same command again"
-            )
+    [threads] = before["environment"]["threads"]
+    begun = threads
+    with contextlib.suppress(JobError):  # the training says what is wrong with a checkpoint
+        for newest in checkpoint.names_in(folder)[-1:]:
+            begun = checkpoint.read(folder / newest).threads
+    if begun != threads:
+        raise TemporaryError(
+            f"{member.run_id} was begun with {begun} threads, and this process computes with "
+            f"{threads}: all members before it are complete, run the same command again"
+        )
 
 
 def _read(members: list[RunConfig], documents: Documents, dataset: Dataset) -> dict[Place, bytes]:
