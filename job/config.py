@@ -28,8 +28,8 @@ STRENGTH = 0.8  # of affine augmentation, where none is given: the best for mlp
 
 EMBEDDED = Place("file", "", str(Path(__file__).parent / "assets" / "mnist.npz"), "mnist")
 """The data set in the box, which goes by a name of its own."""
-# What nights keep lies beside the runs.
-RESERVED_RUN_IDS = ("champion", "nights", "gates", "shards")
+# What nights and studies keep lies beside the runs.
+RESERVED_RUN_IDS = ("champion", "nights", "gates", "shards", "studies")
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 # Also a legal Kubernetes label value and one segment of any object name.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import keras
 
     from job.results.evaluation import Scores
+    from job.training.train import AfterEpoch
     from job.workers.collectives import Collectives
 
 END_SECONDS = 5.0  # of the 30 that Kubernetes gives a pod to end
@@ -42,6 +43,7 @@ def train_run(
     progress: Progress,
     *,
     dataset: Dataset | None = None,
+    after_epoch: "AfterEpoch | None" = None,
 ) -> dict[str, Any] | None:
     """Train, evaluate and publish the run that `config` names, and return its metrics.
 
@@ -55,6 +57,8 @@ def train_run(
         preemption: knows whether to stop.
         progress: told of each step.
         dataset: of `config.source`, where it is loaded already; None to load it here.
+        after_epoch: see `train.train`. A run that it ends isn't scored on the test set, nor
+            published; its state is saved, and there are no metrics.
 
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.
@@ -94,8 +98,21 @@ def train_run(
         from job.training import model, train  # noqa: PLC0415
 
         trained = train.train(
-            net, dataset, config, collectives, checkpoints, start, preemption, progress
+            net,
+            dataset,
+            config,
+            collectives,
+            checkpoints,
+            start,
+            preemption,
+            progress,
+            after_epoch,
         )
+        if trained.halted:
+            checkpoints.prune(keep=1)
+            _leave_halted(attempt, trained.epochs)
+            collectives.wait()
+            return None
         if not collectives.is_chief:
             collectives.wait()  # until the chief has published: what it can't do, all do again
             progress.event("worker_done", worker=cluster.workers.index)
@@ -228,6 +245,13 @@ def leaving_a_verdict(attempt: Attempt, progress: Progress) -> Iterator[None]:
                 reason = "no answer in time" if late else str(lost) or repr(lost)
                 progress.event("end_not_recorded", reason=reason)
         raise
+
+
+def _leave_halted(attempt: _Attempt, epochs: int) -> None:
+    """Write beside the attempt that it was ended on purpose, or it would look as if killed."""
+    if attempt.number:
+        record = {"status": "halted", "code": 0, "epochs": epochs}
+        storage.create(attempt.folder.attempt_end(attempt.number), publishing.to_json(record))
 
 
 def _less_memory(config: RunConfig) -> str:

@@ -3,14 +3,11 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
-from job import __version__
 from job.config import RunConfig
 from job.data import shards
 from job.data.source import Dataset
@@ -18,9 +15,10 @@ from job.errors import DataError, JobError, UsageError
 from job.nightly import champions, gate
 from job.nightly.champions import Entry, Log
 from job.nightly.records import SCHEMA_VERSION, Records
-from job.process import runtime, verdict
+from job.process import verdict
 from job.process.progress import Progress
 from job.results import publishing
+from job.results.provenance import code_version
 from job.results.publishing import RunFolder
 from job.storage import parse
 
@@ -184,20 +182,6 @@ def run_of(config: RunConfig, fingerprint: str, parts: Sequence[shards.Part]) ->
     told = json.dumps([code_version(), config.digest, fingerprint], sort_keys=True)
     run = f"night-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     return replace(config, run_id=run, only=tuple((part.name, part.sha256) for part in parts))
-
-
-def code_version() -> dict[str, str | None]:
-    """Return what a training depends on beside config and data, without loading it."""
-    commit, keras = runtime.git_commit(os.environ), metadata.version("keras")
-    found: dict[str, str | None] = {
-        "job_version": __version__,
-        "git_commit": commit,
-        "keras": keras,
-    }
-    for name in ("tensorflow", "tensorflow-cpu"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found["tensorflow"] = metadata.version(name)
-    return found
 
 
 def champion_now(entry: Entry, stale_after_seconds: float | None) -> dict[str, Any]:

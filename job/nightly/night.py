@@ -18,12 +18,13 @@ from job.errors import ConflictError, DataError, TemporaryError, UsageError
 from job.nightly import champions, servable
 from job.nightly.champions import Entry, Model
 from job.nightly.contest import Contender
-from job.nightly.desk import Desk, Plan, code_version, run_of, summary
+from job.nightly.desk import Desk, Plan, run_of, summary
 from job.nightly.intake import take_in
 from job.nightly.judging import Judged, judge, keep_verdict
 from job.nightly.records import Records
 from job.process.preemption import Preemption
 from job.process.progress import Progress
+from job.results.provenance import code_version
 from job.run import train_run
 from job.workers.cluster import Cluster
 

@@ -1,8 +1,10 @@
 """Who made a run, when, on what and with what: for its records, and to tell what a resume mixes."""
 
+import contextlib
 import os
 import platform
 from datetime import UTC, datetime
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from job import __version__
@@ -14,6 +16,20 @@ if TYPE_CHECKING:
     from job.training.strategy import Devices
 
 _DECIDES = ("job_version", "git_commit", "tensorflow", "keras", "processor", "workers")
+
+
+def code_version() -> dict[str, str | None]:
+    """Return what a training depends on beside config and data, without loading it."""
+    commit, keras = runtime.git_commit(os.environ), metadata.version("keras")
+    found: dict[str, str | None] = {
+        "job_version": __version__,
+        "git_commit": commit,
+        "keras": keras,
+    }
+    for name in ("tensorflow", "tensorflow-cpu"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found["tensorflow"] = metadata.version(name)
+    return found
 
 
 def begun(config: RunConfig, cluster: Cluster, versions: dict[str, str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ bit of the result.
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,6 +30,9 @@ from job.workers.collectives import Collectives
 
 WARMUP_SHARE = 0.1  # of all steps: Adam's second moments are noise before it has seen some
 _HELD_OUT = 2**63  # the second word of a key that no epoch's order has
+AfterEpoch = Callable[[tuple[dict[str, Any], ...], int], bool]
+"""Given the epochs that are finished, each an `Epoch` as a dictionary, and the model's number of
+parameters, whether to go on."""
 CHUNK_SECONDS = 0.5  # a stop waits for a chunk at most, and a chunk's start costs a millisecond
 
 
@@ -74,7 +78,9 @@ class Training:
     history: tuple[dict[str, Any], ...]
     """An `Epoch` as a dictionary, for each."""
     images_per_second: float
-    """Median over the epochs."""
+    """Median over the epochs that this worker knows of; 0 if of none."""
+    halted: bool = False
+    """Whether `after_epoch` ended it."""
 
 
 def train(
@@ -86,6 +92,7 @@ def train(
     start: State,
     preemption: Preemption,
     progress: Progress,
+    after_epoch: AfterEpoch | None = None,
 ) -> Training:
     """Train `model` in place, as `config` says.
 
@@ -98,6 +105,8 @@ def train(
         start: where to begin: a state restored from `checkpoints`, or one of step 0.
         preemption: asked between chunks whether to stop.
         progress: told when the loop is compiled and after each epoch.
+        after_epoch: asked by the chief after each epoch whether to go on, and once at the start of
+            a training that goes on: it may have been killed before the answer was heeded.
 
     Raises:
         StoppedError, TemporaryError, KeyboardInterrupt: asked to stop, and all work is saved.
@@ -115,13 +124,30 @@ def train(
         loop, compile_seconds = _compile(model, dataset, config, collectives, course, progress)
         state = _begin(start, loop, config, collectives)
         wanted = 1  # steps in the next chunk
-        while state.step < course.total_steps and not stopped_early(config, state.history):
+
+        def over_early() -> tuple[bool, bool]:
+            """Return whether training ends before its last epoch, and whether `after_epoch` ends it."""
+            if after_epoch is None and config.early_stopping is None:
+                return False, False
+            early = halts = False
+            # The chief decides: of several workers that go on with a run, it alone has the history.
+            if collectives.is_chief and state.step >= course.steps_per_epoch:
+                early = stopped_early(config, state.history)
+                halts = after_epoch is not None and not after_epoch(
+                    state.history, model.count_params()
+                )
+            early, halts = map(bool, collectives.total([early, halts]))
+            return early or halts, halts
+
+        over, halted = over_early()
+        while not over and state.step < course.total_steps:
             before = state.step
             state, seconds = _do_chunk(loop, course, state, wanted)
             progress.beat()
             watchdog.moved(seconds)
             if course.is_at_an_epochs_end(state.step):
                 state = _finish_epoch(loop, course, state, config, collectives, progress)
+                over, halted = over_early()
             seconds_of_all = _stop_if_asked(
                 seconds, state, loop, collectives, checkpoints, preemption
             )
@@ -140,7 +166,8 @@ def train(
         train_seconds=state.train_seconds,
         attempt_train_seconds=state.train_seconds - start.train_seconds,
         history=state.history,
-        images_per_second=float(np.median([each["images_per_second"] for each in state.history])),
+        images_per_second=_median_speed(state.history),
+        halted=halted,
     )
 
 
@@ -286,6 +313,10 @@ def _stop_if_asked(
     raise reason or TemporaryError(
         "another worker was asked to stop, the work is saved: run all of them again"
     )
+
+
+def _median_speed(history: tuple[dict[str, Any], ...]) -> float:
+    return float(np.median([epoch["images_per_second"] for epoch in history])) if history else 0.0
 
 
 def _next_steps(wanted: int, done: int, seconds: float) -> int:

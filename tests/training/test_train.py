@@ -64,7 +64,7 @@ class StopAfter(Preemption):
         return StoppedError("enough") if self.chunks == 0 else None
 
 
-def run(dataset, settings, start=None, stop_after=0):
+def run(dataset, settings, start=None, stop_after=0, after_epoch=None):
     """Train on from `start`; return the weights, the last saved state and what was returned."""
     chosen = strategy.choose("cpu")
     with chosen.scope():
@@ -81,9 +81,42 @@ def run(dataset, settings, start=None, stop_after=0):
         preemption = StopAfter(stop_after)
         progress = Progress("json", io.StringIO())
         result = train.train(
-            net, dataset, settings, Collectives(chosen), checkpoints, begin, preemption, progress
+            net,
+            dataset,
+            settings,
+            Collectives(chosen),
+            checkpoints,
+            begin,
+            preemption,
+            progress,
+            after_epoch,
         )
     return net.get_weights(), checkpoints.state, result
+
+
+def test_a_training_is_ended_after_an_epoch_with_its_state_saved(tiny):
+    asked = []
+
+    def twice(history, parameters):
+        asked.append((len(history), parameters))
+        return len(history) < 2
+
+    _, state, result = run(tiny, config(epochs=4), after_epoch=twice)
+    assert asked == [(1, 109_386), (2, 109_386)]
+    assert result.halted
+    assert (state.step, len(result.history)) == (10, 2)  # 90 images are five batches
+
+    # Killed before the answer was heeded: it is asked for again, before any further step.
+    asked.clear()
+    _, again, result = run(tiny, config(epochs=4), start=state, after_epoch=twice)
+    assert asked == [(2, 109_386)]
+    assert (result.halted, again.step) == (True, 10)
+
+    # And with another answer it goes on to what it would have become.
+    weights, _, result = run(tiny, config(epochs=4), start=state, after_epoch=lambda *_: True)
+    assert not result.halted
+    unbroken_weights, _, _ = run(tiny, config(epochs=4))
+    assert all(map(np.array_equal, weights, unbroken_weights))
 
 
 @functools.cache
