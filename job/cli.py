@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, console, flags, nights, storage
+from job import __version__, console, flags, nights, storage, tunes
 from job.config import RunConfig, fresh_run_id, parse_data
 from job.console import HURRY_SECONDS
 from job.errors import (
@@ -44,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(nights.app)  # without a name: its commands stand beside these
+app.add_typer(tunes.app)
 
 
 @app.command()
@@ -371,7 +372,11 @@ def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
     if ended is None:
         return
     # As the log of the run has it, even where the flags could not be understood.
-    logs = words[:1] in (["train"], ["retrain"])  # the others print what they were called for
+    logs = words[:1] in (
+        ["train"],
+        ["retrain"],
+        ["tune"],
+    )  # the others print what they were called for
     wanted = verdict.given(words, os.environ, "--log") if logs else "text"
     progress = Progress(wanted or "auto", sys.stderr)
     console.tell_failure(progress, ended)

@@ -291,3 +291,45 @@ Proved = Annotated[
 ProvedData = Annotated[
     str | None, _flag("data", "Where the run's data lie now. [default: where they lay]")
 ]
+
+# Of tune.
+StudyName = Annotated[
+    str | None,
+    _flag("study", "Names the study; the same again goes on with it. [default: the Job's, if any]"),
+]
+Trials = Annotated[int, _flag("trials", "How many trials the study is to have.")]
+Trial = Annotated[
+    int | None,
+    _flag("trial", "Run this one only, from 0, as a pod of an Indexed Job does. [default: all]"),
+]
+Vary = Annotated[
+    list[str] | None,
+    _flag(
+        "vary",
+        "What trials differ in: NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A,B,C, NAME being that "
+        "of a flag; may be repeated. [default: as the study has it]",
+    ),
+]
+Space = Annotated[
+    str | None, _flag("space", "Path or URI of a file that holds more of --vary, one a line.")
+]
+Objective = Annotated[
+    Literal["accuracy", "loss"],
+    _flag("objective", "What is compared, of the held-out images after the last epoch."),
+]
+Reduction = Annotated[
+    int, _flag("reduction", "At each rung one trial in so many goes on; 1 lets all.")
+]
+FirstRung = Annotated[
+    int,
+    _flag("first-rung", "Epochs to the first rung; the next ones are --reduction times as far."),
+]
+Best = Annotated[
+    bool,
+    _flag(
+        "best", "Run the best trials again with fresh seeds, and print the command of the choice."
+    ),
+]
+StudyReport = Annotated[
+    str | None, _flag("report", "Draw the study into this new HTML file. [default: no drawing]")
+]

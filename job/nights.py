@@ -160,7 +160,7 @@ def retrain(
     told = desk.summary(record)
     if url is not None:
         notice.post(url, told, progress)
-    return verdict.of_night(told)
+    return verdict.came_to(told)
 
 
 @app.command()

@@ -223,6 +223,52 @@ def _night_over(details: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _trial_over(details: Mapping[str, Any]) -> str:
+    seed = f", fresh seed {details['fresh_seed']}" if details["fresh_seed"] else ""
+    why = f" ({details['why']})" if details["why"] else ""
+    accuracy, loss = details["validation_accuracy"], details["validation_loss"]
+    came_to = "" if accuracy is None else f", held out: {loss:.4f}, {accuracy:.4f}"
+    return (
+        f"trial      {details['trial']}{seed}: {details['state']}{why} after {details['epochs']} "
+        f"epochs and {details['seconds']:.1f} s{came_to}"
+    )
+
+
+def _study_over(details: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{details[state]} {state}" for state in ("complete", "halted", "failed"))
+    lines = [f"study      {details['study']}: {details['trials']} trials, {counts}"]
+    if (best := details["best"]) is not None:
+        lines.append(
+            f"first      trial {best['trial']}, {best['validation_accuracy']:.4f} of the held-out "
+            f"images: {_values(best['values'])}"
+        )
+    return "\n".join(lines)
+
+
+def _chosen(details: Mapping[str, Any]) -> str:
+    head = f"{'trial':>5}  {'was':>6}  {'is now':>6}  {'spread':>6}  {'p':>5}  {'seconds':>7}"
+    lines = ["", f"{head}  {'parameters':>10}  mean of {details['seeds']} fresh seeds"]
+    for each in details["finalists"]:
+        apart = "worse" if each["is_apart"] else "can't be told apart from the first"
+        lines.append(
+            f"{each['trial']:>5}  {each['trial_accuracy']:.4f}  {each['accuracy']:.4f}  "
+            f"{each['spread']:.4f}  {each['p']:5.3f}  {each['seconds']:7.1f}  "
+            f"{each['parameters']:>10,}  {apart}: {_values(each['values'])}"
+        )
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"chosen     trial {details['trial']}, the cheapest of those that can't be told apart",
+            f"command    {details['command']}",
+        ]
+    )
+
+
+def _values(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
 _WARNINGS = (
     *("checkpoint_passed_by", "checkpoint_failed", "checkpoint_kept"),
     *("nothing_saved_before", "records_missing"),
@@ -331,6 +377,18 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "not_notified": lambda details: (
         f"warning    nobody was told at {details['to']}: {details['reason']}"
     ),
+    "trial_started": lambda details: (
+        f"trial      {details['trial']}: {_values(details['values'])}"
+        + (f", fresh seed {details['fresh_seed']}" if details["fresh_seed"] else "")
+    ),
+    "rung_decided": lambda details: (
+        f"rung       after {details['epoch']} epochs: {'goes on' if details['kept'] else 'halted'},"
+        f" rank {details['rank']} of {details['seen']}, {details['places']} go on"
+    ),
+    "trial_over": _trial_over,
+    "study_over": _study_over,
+    "study_drawn": lambda details: f"drawn      {details['at']}, {details['trials']} trials",
+    "chosen": _chosen,
     "complete": _complete,
     "already_complete": _already_complete,
 }

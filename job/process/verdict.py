@@ -80,8 +80,8 @@ def success(run_uri: str, document: Mapping[str, Any] | None) -> dict[str, Any]:
     return {"status": "complete", "code": 0, "run": run_uri, **scores, **_spent()}
 
 
-def of_night(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the verdict on a night that came to something, of which `told` tells."""
+def came_to(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the verdict on a night or a study that came to something, of which `told` tells."""
     return {"status": "complete", "code": 0, **told, **_spent()}
 
 

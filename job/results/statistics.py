@@ -1,5 +1,7 @@
 """Figures that need no TensorFlow, for rooms that work without it, such as the gate of nights."""
 
+import math
+
 Z_95 = 1.959963984540054  # the standard normal's 97.5 % quantile
 
 
@@ -14,3 +16,19 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     margin = Z_95 * ((rate * (1 - rate) + z2 / (4 * trials)) / trials) ** 0.5
     low, high = ((centre - margin) / (1 + z2 / trials), (centre + margin) / (1 + z2 / trials))
     return max(0.0, low), min(1.0, high)
+
+
+def student_tail(t: float, degrees: int) -> float:
+    """Return the probability that Student's t with `degrees` of freedom is `t` or more.
+
+    By the finite sums of Abramowitz and Stegun (1964), 26.7.3 and 26.7.4.
+    """
+    theta = math.atan(t / degrees**0.5)
+    cosine, sine = math.cos(theta), math.sin(theta)
+    odd = degrees % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for step in range(degrees // 2):
+        total += term
+        term *= cosine**2 * (2 * step + 1 + odd) / (2 * step + 2 + odd)
+    inside = (theta + sine * total) * 2 / math.pi if odd else sine * total
+    return (1 - inside) / 2
