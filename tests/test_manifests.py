@@ -283,7 +283,7 @@ def network(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[s
     if not policy["spec"]["podSelector"]["matchLabels"].items() <= labels:
         yield "the NetworkPolicy is for other pods"
     spec, environment = job_of(workload), environment_of(workload)
-    if spec.get("completionMode") != "Indexed" or "K8S_WORKERS" not in environment:
+    if "K8S_WORKERS" not in environment:
         if ports or rules or "subdomain" in pod_of(workload):
             yield "one pod alone needs no port"
         return
@@ -316,6 +316,21 @@ def members(workload: dict[str, Any], _: list[dict[str, Any]]) -> Iterator[str]:
         yield "completions and MNIST_JOB_ENSEMBLE differ: who trains the last member?"
 
 
+def trials(workload: dict[str, Any], _: list[dict[str, Any]]) -> Iterator[str]:
+    if "MNIST_JOB_TRIALS" not in environment_of(workload):
+        return
+    spec = job_of(workload)
+    if spec.get("completionMode") != "Indexed":
+        yield "pods without an index would all run the same trial"
+    counted = {spec.get("completions"), int(environment_of(workload)["MNIST_JOB_TRIALS"])}
+    if len(counted) != 1:
+        yield f"completions and MNIST_JOB_TRIALS differ: {counted}"
+    index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
+    entries = container_of(workload)["env"]
+    if {"name": "MNIST_JOB_TRIAL", "valueFrom": {"fieldRef": index}} not in entries:
+        yield "MNIST_JOB_TRIAL must be the pod's index"
+
+
 def autopilot(workload: dict[str, Any]) -> Iterator[str]:
     """Yield what GKE's Autopilot would refuse, by its messages: no cluster was asked."""
     pod = pod_of(workload)
@@ -335,7 +350,7 @@ def autopilot(workload: dict[str, Any]) -> Iterator[str]:
 
 RULES: list[Rule] = [
     exit_codes, bounds, variables, paths, liveness, names, schedule, versions, hardening, network,
-    members,
+    members, trials,
 ]  # fmt: skip
 
 
@@ -352,7 +367,7 @@ def faults(found: list[dict[str, Any]]) -> list[str]:
 def test_all_manifests_are_looked_at() -> None:
     listed = {path.name for path in PLAIN} | {"kustomization.yaml", ".checkov.yaml"}
     assert {path.name for path in K8S.glob("*.yaml")} == listed
-    assert len(PLAIN) == 4
+    assert len(PLAIN) == 5
 
 
 def test_every_exit_code_has_its_place_in_the_policy() -> None:
@@ -394,7 +409,13 @@ def test_the_job_accepts_what_the_manifest_gives(path, command, monkeypatch, tmp
         stop(config.output, plan.night)
 
     monkeypatch.setattr(run, "train_run", train)
+
+    def tune(study: Any, trial: int, *_: Any, **__: Any) -> None:
+        assert trial == 2  # as `environment_of` has the pod's index
+        stop(study.output, study.name)
+
     monkeypatch.setattr("job.nightly.night.retrain", retrain)
+    monkeypatch.setattr("job.tuning.trial.run_trial", tune)
     [workload] = kind(documents(path), "Job", "CronJob")
     for name, value in environment_of(workload).items():
         if name == "K8S_WORKERS":  # it would wait for its peers
@@ -464,6 +485,10 @@ BROKEN: list[tuple[str, str, Any, str]] = [
     ("nightly-cronjob", "spec.concurrencyPolicy", "Allow", "at once"),
     ("nightly-cronjob", "spec.startingDeadlineSeconds", 5, "startingDeadlineSeconds"),
     ("train-multiworker", "spec.completions", 3, "K8S_WORKERS"),
+    ("tune-job", "spec.completions", 3, "MNIST_JOB_TRIALS"),
+    ("tune-job", "spec.completionMode", "NonIndexed", "index"),
+    ("tune-job", "spec.template.spec.containers.0.env.3.valueFrom", {}, "index"),
+    ("tune-job", "spec.template.spec.subdomain", "x", "needs no port"),
     ("train-multiworker", "spec.template.spec.subdomain", "x", "subdomain"),
     ("train-multiworker", "spec.template.spec.containers.0.ports.0.containerPort", 1, "ports"),
     ("train-multiworker", "spec.template.spec.containers.0.ports.1.name", "x", "alone"),
@@ -565,7 +590,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.checks
 def test_the_doctor_finds_nothing_in_what_is_rendered(rendered) -> None:
-    assert len(rendered) == 1 + len(EXAMPLES) + 4 * 28
+    assert len(rendered) == 1 + len(EXAMPLES) + 5 * 28
     said = {name: faults(documents(path)) for name, path in rendered.items()}
     assert {name: fault for name, fault in said.items() if fault} == {}
 
@@ -582,7 +607,8 @@ def test_components_do_what_they_are_for(rendered) -> None:
         stored = bool(chosen & {"s3", "gcs"})
         assert stored == (not kind(documents(path), "PersistentVolumeClaim"))
         assert stored == ("://" in environment["MNIST_JOB_OUTPUT"])
-        assert ("podAffinity" in affinity) == ("multiworker" in name and not stored)
+        several = "multiworker" in name or "tune" in name
+        assert ("podAffinity" in affinity) == (several and not stored)
         assert ("nodeAffinity" in affinity) == ("spot" in chosen)
         assert job_of(workload).get("suspend", False) == ("kueue" in chosen)
         gpu = "gpu" in chosen or "gpu" in name.partition("with")[0]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from job.results import statistics
@@ -36,3 +37,9 @@ def test_wilson_interval_agrees_with_statsmodels_on_1_000_random_tables():
         theirs = proportion_confint(successes, trials, alpha=0.05, method="wilson")
         mine = statistics.wilson_interval(successes, trials)
         assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-12), (successes, trials)
+
+
+@pytest.mark.parametrize("degrees", [1, 2, 3, 4, 7, 30])
+@pytest.mark.parametrize("t", [-3.0, -0.5, 0.0, 0.7, 2.132, 9.0])
+def test_students_tail(t, degrees):
+    assert statistics.student_tail(t, degrees) == pytest.approx(stats.t.sf(t, degrees), abs=1e-12)
