@@ -291,6 +291,37 @@ def test_every_variable_of_a_night_reaches_it(command, monkeypatch):
     assert url == "http://x/y"
 
 
+def test_every_variable_of_a_study_reaches_it(command, monkeypatch, tmp_path):
+    seen = []
+
+    def stop(study, trial, *_, fresh_seed):
+        seen.append((study, trial, fresh_seed))
+        raise TemporaryError("far enough")
+
+    monkeypatch.setattr("job.tuning.trial.run_trial", stop)
+    (tmp_path / "space").write_text("weight-decay=0.01..0.5:log  # more\n")
+    fixed = {
+        "data": "d", "base": "mnist", "model": "cnn", "epochs": 30, "batch_size": 5,
+        "schedule": "cosine", "seed": 9, "label_smoothing": 0.25, "augment": "affine",
+        "augment_strength": 0.5, "dropout": 0.1, "validation": 0.25, "validation_seed": 3,
+        "early_stopping": 4, "precision": "mixed_bfloat16",
+    }  # fmt: skip
+    machine = {"strategy": "cpu", "require_gpu": False, "checkpoint_seconds": 7.5,
+               "time_limit": 60.0}  # fmt: skip
+    rules = {"objective": "loss", "reduction": 2, "first_rung": 3}
+    own = {"study": "s", "output": str(tmp_path), "trials": 9, "trial": 8, "vary":
+           "learning-rate=0.1..0.2", "space": str(tmp_path / "space")}  # fmt: skip
+    for name, value in (fixed | machine | rules | own).items():
+        monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))
+    assert command("tune").code == 75
+    [(study, trial, fresh_seed)] = seen
+    assert (study.name, trial, fresh_seed) == ("s", 8, 0)
+    assert (study.fixed, study.machine) == (fixed, machine)
+    assert {name: getattr(study, name) for name in rules} == rules
+    assert study.space.texts == ["learning-rate=0.1..0.2", "weight-decay=0.01..0.5:log"]
+    assert study.rungs == (3, 6, 12, 24)
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -270,6 +270,8 @@ def _finish_epoch(
     if len(course.held_out):
         with watchdog.together():
             validation_loss, validation_accuracy = loop.score(course.held_out)
+        if not math.isfinite(validation_loss):  # by the very last step, which `loss` is before
+            raise _diverged(validation_loss, index + 1, config, state.history)
     finished = Epoch(
         epoch=index + 1,
         loss=loss,

@@ -5,7 +5,6 @@ to is written last; a trial that has that is over, and running it again does not
 """
 
 import contextlib
-import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -111,16 +110,11 @@ class _Watch:
 
         def after_epoch(history: tuple[dict[str, Any], ...], parameters: int) -> bool:
             self._history, self._parameters = history, parameters
-            last = history[-1]
-            if not math.isfinite(last["validation_loss"]):
-                raise UsageError(
-                    f"the validation loss became {last['validation_loss']} in epoch {self.epochs}"
-                )
             if self.epochs == config.epochs or stopped_early(config, history):
                 return False
             if self.epochs not in self._rungs:
                 return True
-            taken = halving.decide(self._study, self._trial, self.epochs, last)
+            taken = halving.decide(self._study, self._trial, self.epochs, history[-1])
             told = {name: taken[name] for name in ("trial", "epoch", "rank", "places", "kept")}
             self._progress.event("rung_decided", **told, seen=len(taken["seen"]))
             self.halted_by = None if taken["kept"] else taken

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from job.config import RunConfig
 from job.data.source import Dataset
-from job.errors import DataError, StoppedError
+from job.errors import DataError, StoppedError, UsageError
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.training import model, strategy, train
@@ -92,6 +92,25 @@ def run(dataset, settings, start=None, stop_after=0, after_epoch=None):
             after_epoch,
         )
     return net.get_weights(), checkpoints.state, result
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_held_out_loss_that_is_no_number_is_a_divergence(bad):
+    """The loss of the epoch is that of its steps: the last one may have spoilt the weights."""
+    settings = config(validation=0.2, learning_rate=1.0)
+    course = train._Course(settings, 90)
+    alone = Collectives(strategy.choose("cpu"))
+    state = State({}, 2, step=course.steps_per_epoch, epoch_seconds=1.0)
+
+    class Spoilt:
+        def means(self, *_):
+            return 0.5, 0.9
+
+        def score(self, *_):
+            return bad, 0.1
+
+    with pytest.raises(UsageError, match=f"became {bad} in epoch 1.*--learning-rate 1 is"):
+        train._finish_epoch(Spoilt(), course, state, settings, alone, Progress("json"))
 
 
 def test_a_training_is_ended_after_an_epoch_with_its_state_saved(tiny):

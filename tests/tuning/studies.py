@@ -1,8 +1,9 @@
 """What tests of studies share: a study, and a training that takes no time."""
 
-import functools
 import hashlib
 import json
+import random
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -11,8 +12,7 @@ from job import storage
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.results import publishing
-from job.tunes import VALIDATION
-from job.tuning import sampling, trial
+from job.tuning import trial
 from job.tuning.space import Space
 from job.tuning.study import Study
 from job.workers.cluster import Cluster
@@ -21,7 +21,7 @@ FIXED = {
     "data": "mnist", "base": None, "model": "mlp", "epochs": 9, "batch_size": 32,
     "learning_rate": 0.003, "schedule": "linear", "seed": 0, "weight_decay": 0.1,
     "label_smoothing": 0.02, "augment": "none", "augment_strength": None, "dropout": 0.0,
-    "validation": VALIDATION, "validation_seed": 0, "early_stopping": None,
+    "validation": 1 / 6, "validation_seed": 0, "early_stopping": None,
     "precision": "float32",
 }  # fmt: skip
 RULES = ("objective", "reduction", "first_rung", "name")
@@ -55,15 +55,24 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list:
             storage.create(config.place / f"{epoch:02}", publishing.to_json(history[-1]))
 
     monkeypatch.setattr(trial, "train_run", train_run)
-    # What takes time and is not asked about: the data, git, and points that were asked for before.
+    # What takes time and is not asked about: data, git, TensorFlow, which only the points need.
     dataset = SimpleNamespace(fingerprint="d" * 64)
     monkeypatch.setattr(trial.source, "load", lambda *_: dataset)
     monkeypatch.setattr(trial.provenance, "code_version", lambda: {"git_commit": "c"})
-    monkeypatch.setattr(sampling, "point", _point)
+    monkeypatch.setattr(trial.runtime, "import_tensorflow", lambda: None)
+    for room, offers in (
+        ("job.tuning.sampling", {"point": _point}),
+        ("job.training.train", {"stopped_early": lambda *_: False}),
+    ):
+        monkeypatch.setitem(sys.modules, room, SimpleNamespace(**offers))
+    monkeypatch.setattr("job.tuning.sampling", sys.modules["job.tuning.sampling"], raising=False)
     return began
 
 
-_point = functools.cache(sampling.point)
+def _point(seed: int, number: int, dimensions: int) -> tuple[float, ...]:
+    """Return a point that is a function of these alone, as those of `sampling` are."""
+    draw = random.Random(f"{seed} {number}")
+    return tuple(draw.random() for _ in range(dimensions))
 
 
 def scored(config, epoch: int) -> dict:

@@ -2,19 +2,19 @@
 
 import json
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import studies
 from studies import make_study, run, stand_in
 
 from job import storage
 from job.errors import ClusterError, ConflictError, StoppedError, UsageError
 from job.results import provenance
-from job.training import checkpoint, train
+from job.training import checkpoint
 from job.tuning import trial
 from job.tuning.study import Study
 
@@ -68,7 +68,7 @@ def test_a_study_killed_between_any_two_writes_ends_with_the_same_bytes(tmp_path
     assert {result["state"] for result in results} == {"complete", "halted"}
     draw = random.Random(0)
     killed = 0
-    for number in range(8):
+    for number in range(4):
         study = make_study(tmp_path / f"{number}")
         for _ in range(1000):
             # Seldom far, so that each trial is killed several times.
@@ -80,7 +80,7 @@ def test_a_study_killed_between_any_two_writes_ends_with_the_same_bytes(tmp_path
                 killed += 1
         assert files_of(study) == files_of(unbroken)
         assert study.ranked(study.results())[0] == unbroken.ranked(results)[0]
-    assert killed > 200
+    assert killed > 100
 
 
 def test_a_trial_that_is_over_is_left_alone(study, monkeypatch):
@@ -139,22 +139,6 @@ def test_a_study_of_failed_trials_alone_is_wrong(study, monkeypatch):
     run(study, 0)
     with pytest.raises(UsageError, match=r"all 1 trials failed.*it diverged"):
         study.summary()
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_held_out_loss_that_is_no_number_is_a_failure(study, monkeypatch, bad):
-    stand_in(monkeypatch)
-    scored = studies.scored
-    monkeypatch.setattr(
-        studies,
-        "scored",
-        lambda *of: scored(*of) | ({"validation_loss": bad} if of[1] == 2 else {}),
-    )
-    result = run(study, 0)
-    assert (result["state"], result["why"]) == (
-        "failed",
-        f"the validation loss became {bad} in epoch 2",
-    )
 
 
 @pytest.mark.parametrize("error", [StoppedError("stopped"), ClusterError("out of memory")])
@@ -235,6 +219,7 @@ def test_a_real_trial_goes_on_after_a_kill_to_the_same_bits(tiny, tmp_path, monk
 def test_a_trial_that_ends_early_by_itself_is_complete(tmp_path, monkeypatch):
     """Early stopping ends the loop: the test set must not be looked at then either."""
     stand_in(monkeypatch)
-    monkeypatch.setattr(train, "stopped_early", lambda _, history: len(history) == 5)
+    room = sys.modules["job.training.train"]
+    monkeypatch.setattr(room, "stopped_early", lambda _, history: len(history) == 5)
     result = run(make_study(tmp_path, early_stopping=2, reduction=1), 0)
     assert (result["state"], result["epochs"]) == ("complete", 5)

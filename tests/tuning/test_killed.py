@@ -1,0 +1,103 @@
+"""A study of sixteen real trials, killed at random points: winner and bytes of the unbroken one.
+
+Trials run one after the other, so the order in which they come to a rung is fixed, and with it
+every decision. Same are all objects of the study to the byte, but for seconds; and every number of
+each trial's last state.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from job.storage import Place
+from job.training import checkpoint
+
+TRIALS = 16
+FLAGS = (
+    "--study", "s", "--trials", str(TRIALS), "--epochs", "6", "--log", "json",
+    "--checkpoint-seconds", "0", "--reduction", "2", "--vary", "learning-rate=0.0003..10:log",
+    "--vary", "batch-size=16..64", "--vary", "augment=none,shift",
+)  # fmt: skip
+
+
+def start(data: Path, output: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Begin a study, or go on with it, in a session of its own that can be killed as a whole."""
+    words = ["tune", "--data", str(data), "--output", str(output), *FLAGS, *more]
+    with Path(f"{output}.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "job", *words],
+            start_new_session=True,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def end(process: subprocess.Popen[bytes], output: Path) -> dict:
+    """Wait for a process to succeed; return the last event that it told."""
+    process.wait()
+    told = Path(f"{output}.log").read_text().splitlines()
+    assert process.returncode == 0, told[-5:]
+    return json.loads(told[-1])
+
+
+def objects(output: Path) -> dict[str, bytes]:
+    """Return what trials agreed on, without what clocks said."""
+    study = output / "studies" / "s"
+    names = [name for part in ("rungs", "decisions") for name in study.glob(f"{part}/*/*.json")]
+    found = {str(path.relative_to(study)): path.read_bytes() for path in names}
+    for path in study.glob("trials/*.json"):
+        result = json.loads(path.read_text())
+        del result["seconds"]
+        found[f"trials/{path.name}"] = json.dumps(result).encode()
+    return found | {"study.json": (study / "study.json").read_bytes()}
+
+
+def last_state(output: Path, trial: int) -> checkpoint.State:
+    folder = Place.of(output / f"studies/s/runs/{trial:06}/checkpoints")
+    return checkpoint.read(folder / checkpoint.names_in(folder)[-1])
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_random_points_ends_with_the_winner_of_the_unbroken_one(
+    mnist, tmp_path
+) -> None:
+    data = tmp_path / "tiny.npz"
+    parts = {"x_train": mnist.x_train[:1200], "y_train": mnist.y_train[:1200]}
+    np.savez(data, **parts, x_test=mnist.x_test[:50], y_test=mnist.y_test[:50])
+    began = time.monotonic()
+    whole, killed = tmp_path / "unbroken", tmp_path / "killed"
+    unbroken = end(start(data, whole), whole)
+    a_trial = (time.monotonic() - began) / TRIALS
+    assert (unbroken["event"], unbroken["trials"]) == ("study_over", TRIALS)
+    assert unbroken["complete"] > 0
+    assert unbroken["halted"] > 0
+
+    for twin in [start(data, killed, "--trial", "0") for _ in range(2)]:  # an index twice, at once
+        assert twin.wait() in {0, 75}  # 75: it met checkpoints that its twin took away
+    draw, kills = random.Random(), 0
+    while True:
+        process = start(data, killed)
+        try:
+            process.wait(timeout=draw.uniform(0.3, 3) * a_trial)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+        else:
+            break
+    assert kills >= TRIALS // 4
+    again = end(process, killed) | {"study": unbroken["study"], "time": unbroken["time"]}
+    assert again == unbroken  # the same winner, among the same numbers of trials
+    assert objects(killed) == objects(whole)
+    for trial in range(TRIALS):
+        one, other = (last_state(folder, trial) for folder in (whole, killed))
+        assert (one.step, one.arrays.keys()) == (other.step, other.arrays.keys())
+        assert all(np.array_equal(one.arrays[each], other.arrays[each]) for each in one.arrays)
