@@ -12,7 +12,7 @@ best mean the cheapest is taken.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -153,7 +153,7 @@ def _compared(study: Study, found_ones: Iterable[Finalist]) -> list[Finalist]:
             for one in (each, best)
         )
         p = min(1.0, len(others) * paired_p(bests, mine))
-        compared.append(Finalist(**{**vars(each), "p": p}))
+        compared.append(replace(each, p=p))
     return compared
 
 

@@ -119,8 +119,7 @@ def test_the_top_four_of_different_values_run_again_and_only_what_is_missing(stu
     assert finals.run(study, [], Preemption()) == 75
 
 
-def test_the_winners_curse_is_real_and_the_finals_see_through_it(study, monkeypatch):
-    """With the stand-in, whose luck is up to 0.01: the trial's score is too good on average."""
+def test_finals_are_scored_anew_with_seeds_that_no_trial_had(study, monkeypatch):
     stand_in(monkeypatch)
     for number in range(12):
         run(study, number)
