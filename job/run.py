@@ -247,7 +247,7 @@ def leaving_a_verdict(attempt: Attempt, progress: Progress) -> Iterator[None]:
         raise
 
 
-def _leave_halted(attempt: _Attempt, epochs: int) -> None:
+def _leave_halted(attempt: Attempt, epochs: int) -> None:
     """Write beside the attempt that it was ended on purpose, or it would look as if killed."""
     if attempt.number:
         record = {"status": "halted", "code": 0, "epochs": epochs}

@@ -126,7 +126,7 @@ def train(
         wanted = 1  # steps in the next chunk
 
         def over_early() -> tuple[bool, bool]:
-            """Return whether training ends before its last epoch, and whether `after_epoch` ends it."""
+            """Return whether the training is over before its time, and if by `after_epoch`."""
             if after_epoch is None and config.early_stopping is None:
                 return False, False
             early = halts = False
