@@ -75,6 +75,7 @@ def train(
     require_gpu: flags.RequireGpu = RunConfig.require_gpu,
     peer_timeout: flags.PeerTimeout = RunConfig.peer_timeout,
     precision: flags.Precision = RunConfig.precision,
+    exchange: flags.Exchange = RunConfig.exchange,
     checkpoint_seconds: flags.CheckpointSeconds = RunConfig.checkpoint_seconds,
     time_limit: flags.TimeLimit = RunConfig.time_limit,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
@@ -127,6 +128,7 @@ def train(
         require_gpu=require_gpu,
         peer_timeout=peer_timeout,
         precision=precision,
+        exchange=exchange,
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
     )

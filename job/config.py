@@ -22,6 +22,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 Augmentation = Literal["none", "shift", "affine"]
 Strategy = Literal["auto", "cpu", "gpu", "mirrored", "multiworker"]
 Precision = Literal["float32", "mixed_bfloat16"]
+Exchange = Literal["float32", "bfloat16"]
 
 MOST_MEMBERS = 50  # of an ensemble: HDF5 has no room for the names of many more layers
 STRENGTH = 0.8  # of affine augmentation, where none is given: the best for mlp
@@ -49,6 +50,7 @@ _SINCE = {
     "validation_seed": 0,
     "early_stopping": None,
     "init_weights": None,
+    "exchange": "float32",
     "ensemble": None,
 }
 
@@ -126,6 +128,8 @@ class RunConfig:
     """End after so many epochs without a better validation loss; None to do all epochs."""
     init_weights: str | None = None
     """A weights file, or the folder of a run, that step 0 begins with; None to draw them."""
+    exchange: Exchange = "float32"
+    """How replicas send each other gradients: as `bfloat16` they are half as long, and rounded."""
     ensemble: int | None = None
     """Nets that are trained, each a run of its own, and published as one; None to train one."""
     place: Place = field(init=False, repr=False)
@@ -142,6 +146,7 @@ class RunConfig:
         _check_choice("--model", self.model, ModelName)
         _check_choice("--strategy", self.strategy, Strategy)
         _check_choice("--precision", self.precision, Precision)
+        _check_choice("--exchange", self.exchange, Exchange)
         _check_choice("--schedule", self.schedule, Schedule)
         _check_choice("--augment", self.augment, Augmentation)
         _check_integer("--seed", self.seed, 0, 2**31 - 1)

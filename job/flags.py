@@ -180,6 +180,13 @@ PeerTimeout = Annotated[
     float, _flag("peer-timeout", "Seconds to wait for the other workers at the start.")
 ]
 Precision = Annotated[config.Precision, _flag("precision", "Numbers inside the hidden layers.")]
+Exchange = Annotated[
+    config.Exchange,
+    _flag(
+        "exchange",
+        "How replicas send each other gradients: 'bfloat16' is half as long, for slow links.",
+    ),
+]
 CheckpointSeconds = Annotated[
     float, _flag("checkpoint-seconds", "Save the training's state this often.")
 ]

@@ -25,9 +25,10 @@ TRAIN_FLAGS = [
     "preset", "schedule", "seed", "weight-decay", "label-smoothing", "augment", "augment-strength",
     "dropout", "validation", "validation-seed", "early-stopping", "init-weights", "ensemble",
     "strategy", "require-gpu",
-    "peer-timeout", "precision", "checkpoint-seconds", "time-limit", "log", "storage-timeout",
-    "anonymous", "termination-log", "liveness-file",
+    "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "log",
+    "storage-timeout", "anonymous", "termination-log", "liveness-file",
 ]  # fmt: skip
+OF_SEVERAL = {"peer-timeout", "exchange", "ensemble"}
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
 STORAGE_FLAGS = ["output", "storage-timeout", "anonymous"]
 FLAGS = {
@@ -35,12 +36,11 @@ FLAGS = {
     "evaluate": ["weights", "data", "model", "report", *STORAGE_FLAGS],
     "predict": ["weights", "data", "model", "num-images", "start", "image", "figure",
                 *STORAGE_FLAGS],
-    "retrain": [*(set(TRAIN_FLAGS) - {"run-id", "peer-timeout", "ensemble"}), "night", "promote",
-                "gate-alpha", "gate-minimum", "skip-bad-shards", "accept-changed-shards",
+    "retrain": [*(set(TRAIN_FLAGS) - {"run-id", *OF_SEVERAL}), "night", "promote", "gate-alpha",
+                "gate-minimum", "skip-bad-shards", "accept-changed-shards",
                 "leak-allow", "accept-drift", "stale-after", "notify", "again"],
-    "tune": [*(set(TRAIN_FLAGS) - {"run-id", "peer-timeout", "ensemble", "init-weights"}), "study",
-             "trials", "trial", "vary", "space", "objective", "reduction", "first-rung", "best",
-             "report"],
+    "tune": [*(set(TRAIN_FLAGS) - {"run-id", "init-weights", *OF_SEVERAL}), "study", "trials",
+             "trial", "vary", "space", "objective", "reduction", "first-rung", "best", "report"],
     "champion": ["json", *STORAGE_FLAGS],
     "promote": ["reason", *STORAGE_FLAGS],
     "rollback": ["reason", "to", *STORAGE_FLAGS],

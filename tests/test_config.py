@@ -58,6 +58,7 @@ OTHER: dict[str, Any] = {
     "validation_seed": 3,
     "early_stopping": 4,
     "init_weights": "model_weights.h5",
+    "exchange": "bfloat16",
     "ensemble": 3,
 }
 # What a field is about, without which it is refused.
@@ -81,6 +82,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("require_gpu", value) for value in ("", "yes", None, 1)],
     *[("model", value) for value in ("", "MLP", "mlp ", "resnet", None, 1)],
     *[("strategy", value) for value in ("", "tpu", "GPU", "cpu,gpu", None, True)],
+    *[("exchange", value) for value in ("", "float16", "mixed_bfloat16", None)],
     *[("precision", value) for value in ("", "float16", "float64", "bfloat16", None)],
     *[("schedule", value) for value in ("", "step", "Cosine", None, 0)],
     *[("dropout", value) for value in (-1e-9, 0.9001, 1.0, math.nan, math.inf)],
@@ -248,6 +250,7 @@ def test_identity_is_everything_but_place_and_device() -> None:
         "dropout",
         "validation",
         "init_weights",
+        "exchange",
         "ensemble",
         *WITH,
     }  # where they are given

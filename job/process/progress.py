@@ -149,6 +149,14 @@ def _resumed(details: Mapping[str, Any]) -> str:
     return f"resumed    after step {details['step']:,}, with {details['threads']} threads as before"
 
 
+def _mostly_waits(details: Mapping[str, Any]) -> str:
+    step, exchange = (1000 * details[name] for name in ("step_seconds", "exchange_seconds"))
+    return (
+        f"warning    {exchange:.2g} of the {step:.2g} ms of a step pass in exchanges with other "
+        "workers: a larger --batch-size, or fewer workers, may be faster"
+    )
+
+
 def _resumed_differently(details: Mapping[str, Any]) -> str:
     changes = ", ".join(
         f"{name} {'unknown' if before is None else _flat(before)} -> {_flat(now)}"
@@ -274,7 +282,7 @@ _WARNINGS = (
     *("nothing_saved_before", "records_missing"),
     *("storage_retry", "other_data", "data_not_compared"),
     *("no_shards", "not_a_shard", "shard_skipped"),
-    *("resumed_differently", "threads_differ", "watcher_silent"),
+    *("resumed_differently", "threads_differ", "watcher_silent", "mostly_waits"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
     *("shards_gone", "overtaken", "champion_stale"),
@@ -288,6 +296,11 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "epoch": _epoch,
     "resumed": _resumed,
     "resumed_differently": _resumed_differently,
+    "mostly_waits": _mostly_waits,
+    "stopped_early": lambda details: (
+        f"stopped    after epoch {details['epoch']}: no better loss on the held-out images in "
+        f"{details['patience']}"
+    ),
     "threads_differ": _threads_differ,
     "nothing_saved_before": lambda details: (
         f"warning    no attempt before this one (there were {details['attempts']}) has saved "

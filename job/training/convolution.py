@@ -41,7 +41,12 @@ class Convolution(keras.layers.Conv2D):  # type: ignore[misc]  # Keras has no ty
             odd = height % 2 or width % 2
             if self._pooled and odd:  # the last window is of one row or column: no blocks
                 return tf.nn.max_pool2d(convolved(inputs, self.kernel), 2, 2, "SAME")
-        return (convolved_and_pooled if self._pooled else convolved)(inputs, self.kernel)
+        form = convolved_and_pooled if self._pooled else convolved
+        replica = tf.distribute.get_replica_context()
+        if replica is not None and replica.num_replicas_in_sync > 1:
+            # XLA can't compile the whole step, whose replicas exchange numbers; so each part.
+            form = tf.function(form, jit_compile=True, autograph=False)
+        return form(inputs, tf.convert_to_tensor(self.kernel))
 
     def compute_output_shape(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape that inputs of `input_shape` lead to."""

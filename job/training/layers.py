@@ -67,16 +67,20 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         self, inputs: tf.Tensor, training: bool | None = None, mask: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Return `inputs`, shape (share, ..., channels), normalised."""
-        share = _share.get()
-        if share is None or share.counts is None or not training:
+        share, replica = _share.get(), tf.distribute.get_replica_context()
+        if share is None or not training:
             return super().call(inputs, training=training, mask=mask)
-        # As Keras does it where `synchronized`, which knows no mask: variance is E(x^2) - E(x)^2.
+        if share.counts is None and replica.num_replicas_in_sync == 1:
+            return super().call(inputs, training=training, mask=mask)
+        # As Keras does it where `synchronized`, but in one exchange of three, and some examples may
+        # not count: variance is E(x^2) - E(x)^2.
         values = tf.cast(inputs, tf.float32)
         axes = list(range(values.shape.rank - 1))
-        ones = [1] * len(axes)
-        counted = values * tf.reshape(tf.cast(share.counts, tf.float32), [-1, *ones])
+        counted = values
+        if share.counts is not None:
+            ones = [1] * len(axes)
+            counted = values * tf.reshape(tf.cast(share.counts, tf.float32), [-1, *ones])
         sums = tf.stack([tf.reduce_sum(counted, axes), tf.reduce_sum(counted * values, axes)])
-        replica = tf.distribute.get_replica_context()
         sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
         numbers = share.batch_size * values.shape[1:-1].num_elements()
         mean, square = tf.unstack(sums / numbers)

@@ -9,6 +9,7 @@ all-reduce a step adds up their gradients; together they compute what one device
 
 import math
 import sys
+import time
 from typing import Any
 
 import keras
@@ -23,6 +24,8 @@ from job.training import augmentation
 from job.training.feed import Feed
 from job.training.layers import Share, share_of_batch
 from job.training.model import PIXEL_SCALE, exchanges_in_layers
+
+EXCHANGES = 20  # that are timed
 
 
 class _Adam(keras.optimizers.Adam):  # type: ignore[misc]  # Keras has no types
@@ -52,6 +55,7 @@ class Loop:
         self._replicas = strategy.num_replicas_in_sync
         self._batch_size = config.batch_size
         self._share = math.ceil(config.batch_size / self._replicas)
+        self._exchange = tf.as_dtype(config.exchange)
         self._classes = dataset.classes
         self._seed = config.seed
         self._label_smoothing = config.label_smoothing
@@ -132,6 +136,44 @@ class Loop:
             first += count
             if first >= end:
                 return float(sums[0]) / len(examples), int(sums[1]) / len(examples)
+
+    def exchange_seconds(self) -> float:
+        """Return what the exchanges of one step take where no replica comes late."""
+        gradients = sum(math.prod(each.shape) for each in self._model.trainable_variables)
+        statistics = [
+            (2 * math.prod(layer.moving_mean.shape), tf.float32)
+            for layer in self._model.layers
+            if isinstance(layer, keras.layers.BatchNormalization)
+        ]
+        sums = [(2, tf.float32)] if self._exchange != tf.float32 else []
+        # Those of a batch go forward, and their gradients back.
+        sent = [*statistics, *statistics, *sums, (gradients, self._exchange)]
+
+        def exchange() -> tf.Tensor:
+            replica = tf.distribute.get_replica_context()
+            last = tf.zeros([])
+            for length, kind in sent:  # one after another, as layers are
+                numbers = tf.zeros([length], kind) + tf.cast(last, kind)
+                last = replica.all_reduce(tf.distribute.ReduceOp.SUM, numbers)[0]
+            return last
+
+        def body(i: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            last = self._strategy.run(exchange)
+            return i + 1, self._strategy.experimental_local_results(last)[0]
+
+        program = tf.function(  # a loop, as that of the steps
+            lambda count: tf.while_loop(
+                lambda i, _: i < count,
+                body,
+                (0, tf.cast(0, self._exchange)),
+                parallel_iterations=1,
+            )[1],
+            autograph=False,
+        )
+        program(tf.constant(1))
+        started = time.perf_counter()
+        program(tf.constant(EXCHANGES)).numpy()
+        return (time.perf_counter() - started) / EXCHANGES
 
     def means(self, steps: int) -> tuple[float, float]:
         """Return loss and accuracy over the epoch, of which `steps` steps are done."""
@@ -267,12 +309,7 @@ class Loop:
         )
         if self._replicas > 1:
             parts = [loss, tf.cast(hits, tf.float32), *gradients]
-            flat = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
-            total = replica.all_reduce(tf.distribute.ReduceOp.SUM, flat)
-            pieces = tf.split(total, [part.shape.num_elements() for part in parts])
-            loss, float_hits, *gradients = (
-                tf.reshape(piece, part.shape) for piece, part in zip(pieces, parts, strict=True)
-            )
+            loss, float_hits, *gradients = _summed(parts, replica, self._exchange)
             hits = tf.cast(float_hits, tf.int32)
         self._optimizer.apply(gradients, self._model.trainable_variables)
         return loss, hits
@@ -308,3 +345,23 @@ class Loop:
         gradients = tape.gradient(loss, self._model.trainable_variables)
         right = (tf.argmax(logits, axis=1, output_type=tf.int32) == labels) & counts
         return loss, tf.reduce_sum(tf.cast(right, tf.int32)), *gradients
+
+
+def _summed(
+    parts: list[tf.Tensor], replica: tf.distribute.ReplicaContext, precision: tf.DType
+) -> list[tf.Tensor]:
+    """Return the sums of `parts` over all replicas, in one exchange.
+
+    In a second one, if gradients go as numbers of less `precision`: the first two parts, the loss
+    and a count, are always exact.
+    """
+    few = 0 if precision == tf.float32 else 2
+
+    def exchanged(parts: list[tf.Tensor], precision: tf.DType) -> list[tf.Tensor]:
+        flat = tf.concat([tf.reshape(part, [-1]) for part in parts], axis=0)
+        total = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(flat, precision))
+        pieces = tf.split(tf.cast(total, tf.float32), [part.shape.num_elements() for part in parts])
+        return [tf.reshape(piece, part.shape) for piece, part in zip(pieces, parts, strict=True)]
+
+    first = exchanged(parts[:few], tf.float32) if few else []
+    return first + exchanged(parts[few:], precision)

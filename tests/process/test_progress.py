@@ -189,6 +189,19 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
             "same cores, or set TF_NUM_INTRAOP_THREADS, for results that can be repeated to the bit"
         ),
     ),
+    (
+        "stopped_early",
+        {"epoch": 7, "patience": 3},
+        "stopped    after epoch 7: no better loss on the held-out images in 3",
+    ),
+    (
+        "mostly_waits",
+        {"step_seconds": 0.0012, "exchange_seconds": 0.00091},
+        (
+            "warning    0.91 of the 1.2 ms of a step pass in exchanges with other workers: a "
+            "larger --batch-size, or fewer workers, may be faster"
+        ),
+    ),
     ("worker_done", {"worker": 2}, "worker 2 is done, and the chief has published"),
     ("begins_with", {"weights": "/runs/a"}, "weights    those of /runs/a, to begin with"),
     ("member_begins", {"run": "e-2"}, "member     e-2"),

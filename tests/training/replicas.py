@@ -14,6 +14,8 @@ from pathlib import Path
 from unittest import mock
 
 FORM = "matrices"
+# Adam's first steps are as long for a gradient that is rounding alone as for any other.
+NEARLY_ALL = 0.999
 STEPS = 10  # later, rounding alone tips a ReLU or a pooling that stood on the edge
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -40,7 +42,11 @@ def each_for_itself() -> Iterator[None]:
     def unsynchronized(self, **settings):
         keras_own(self, **settings | {"synchronized": False})
 
-    with mock.patch.object(layers.BatchNormalization, "__init__", unsynchronized):
+    of_keras = keras.layers.BatchNormalization.call
+    with (
+        mock.patch.object(layers.BatchNormalization, "__init__", unsynchronized),
+        mock.patch.object(layers.BatchNormalization, "call", of_keras),
+    ):
         yield
 
 
@@ -70,7 +76,7 @@ def trained(strategy: tf.distribute.Strategy, config: RunConfig) -> list[np.ndar
 
 
 def main(replicas: int, name: str, batch_size: int, breaking: list[str]) -> None:
-    """Print the largest difference of any weight for each way of breaking."""
+    """Print the difference that nearly all weights keep below, for each way of breaking."""
     cpus = [tf.config.LogicalDeviceConfiguration()] * replicas
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], cpus)
     settings = {"augment": "affine", "dropout": 0.3}
@@ -82,7 +88,8 @@ def main(replicas: int, name: str, batch_size: int, breaking: list[str]) -> None
         with BREAKING[broken]():
             several = trained(mirrored, config)
         pairs = zip(one, several, strict=True)
-        apart[broken] = max(float(np.abs(mine - theirs).max()) for mine, theirs in pairs)
+        differences = [np.abs(mine - theirs).ravel() for mine, theirs in pairs]
+        apart[broken] = float(np.quantile(np.concatenate(differences), NEARLY_ALL))
     print(json.dumps(apart))
 
 

@@ -87,6 +87,16 @@ def test_replicas_train_what_one_device_would(small_mnist, tmp_path, one_device,
     assert np.abs(weights(one_device) - weights(replicated)).max() < 1e-3
 
 
+@pytest.mark.slow
+def test_gradients_may_be_sent_rounded(small_mnist, tmp_path, one_device):
+    rounded = mirrored(2, small_mnist, tmp_path, "--exchange", "bfloat16")
+    one, several = metrics(one_device), metrics(rounded)
+    assert several["config"]["exchange"] == "bfloat16"
+    for mine, theirs in zip(one["train"]["history"], several["train"]["history"], strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+    assert 1e-3 < np.abs(weights(one_device) - weights(rounded)).max() < 0.1
+
+
 def apart(replicas: int, *case: str) -> dict[str, float]:
     """Return by how much replicas' weights differ from one device's, by what was broken."""
     command = [sys.executable, str(Path(__file__).with_name("replicas.py")), str(replicas), *case]

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import json
 import tracemalloc
 
 import keras
@@ -18,7 +19,7 @@ from job.data.source import Dataset
 from job.errors import DataError, StoppedError, UsageError
 from job.process.preemption import Preemption
 from job.process.progress import Progress
-from job.training import model, strategy, train
+from job.training import loop, model, strategy, train
 from job.training.checkpoint import Checkpoints, State, from_bytes, to_bytes
 from job.training.loop import Loop
 from job.workers import watchdog
@@ -64,7 +65,7 @@ class StopAfter(Preemption):
         return StoppedError("enough") if self.chunks == 0 else None
 
 
-def run(dataset, settings, start=None, stop_after=0, after_epoch=None):
+def run(dataset, settings, start=None, stop_after=0, after_epoch=None, progress=None):
     """Train on from `start`; return the weights, the last saved state and what was returned."""
     chosen = strategy.choose("cpu")
     with chosen.scope():
@@ -79,7 +80,7 @@ def run(dataset, settings, start=None, stop_after=0, after_epoch=None):
     result = None
     with contextlib.suppress(StoppedError):
         preemption = StopAfter(stop_after)
-        progress = Progress("json", io.StringIO())
+        progress = progress or Progress("json", io.StringIO())
         result = train.train(
             net,
             dataset,
@@ -408,6 +409,35 @@ def test_no_more_rates_are_made_than_those_of_an_epoch(tiny, monkeypatch):
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak_bytes < 8 * 1024 * 1024
+
+
+@pytest.mark.parametrize(("exchange", "told"), [(0.0, 0), (0.0049, 0), (0.0051, 1)])
+def test_a_run_that_mostly_waits_for_other_workers_says_so(monkeypatch, tiny, exchange, told):
+    monkeypatch.setattr(train, "_time_exchange", lambda *_: exchange)
+    five_steps = dataclasses.asdict(train.Epoch(1, 1.0, 0.5, 0.1, 0.05, 9.0))
+    monkeypatch.setattr(train.Epoch, "record", lambda _: five_steps)
+    stream = io.StringIO()
+    run(tiny, config(epochs=3), progress=Progress("json", stream))
+    said = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [each["event"] for each in said].count("mostly_waits") == told  # of three epochs
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_loss_and_hits_are_exchanged_as_they_are_and_gradients_as_asked(name):
+    sent = []
+
+    class Replica:
+        def all_reduce(self, _, numbers):
+            sent.append(numbers.dtype.name)
+            return 2 * numbers
+
+    exact = 1 + 2.0**-20  # which bfloat16 has no room for
+    parts = [tf.constant(exact), tf.constant(60_001.0), tf.fill([2, 3], exact), tf.ones([4])]
+    summed = loop._summed(parts, Replica(), tf.as_dtype(name))
+    assert [part.shape for part in summed] == [part.shape for part in parts]
+    assert [float(part) for part in summed[:2]] == [2 * exact, 120_002]
+    assert np.all(summed[2] == 2 * (exact if name == "float32" else 1))
+    assert sent == (["float32"] if name == "float32" else ["float32", "bfloat16"])
 
 
 @pytest.mark.parametrize("place", ["run", "means"])
