@@ -10,8 +10,8 @@ BASE ?= python:3.12-slim
 CA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check format seeds accuracy ablation bench chaos chaos-nights \
-	chaos-storage image image-test image-sizes mutants gate picture lock lock-peers clean
+.PHONY: help setup train test test-slow check format seeds accuracy ablation bench workers chaos \
+	chaos-nights chaos-storage image image-test image-sizes mutants gate picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -65,6 +65,9 @@ ablation: $(READY) ## Measure on held-out images what earns its place (an hour; 
 
 bench: $(READY) ## Compare with Keras, PyTorch and JAX (an hour; ARGS=--quick, ARGS="--only mlp")
 	@$(BIN)/python scripts/bench/compare.py $(ARGS)
+
+workers: $(READY) ## Measure when a second worker pays (half an hour; ARGS=--quick)
+	@$(BIN)/python scripts/bench/workers.py $(ARGS)
 
 chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (70 minutes)
 	@$(BIN)/python scripts/chaos/kill.py

@@ -296,6 +296,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "epoch": _epoch,
     "resumed": _resumed,
     "resumed_differently": _resumed_differently,
+    "exchange_timed": lambda details: (
+        f"exchange   {1000 * details['seconds']:.2g} ms a step among {details['workers']} workers"
+    ),
     "mostly_waits": _mostly_waits,
     "stopped_early": lambda details: (
         f"stopped    after epoch {details['epoch']}: no better loss on the held-out images in "

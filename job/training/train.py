@@ -122,7 +122,7 @@ def train(
         watchdog.resting_after(),  # closing waits for a store
     ):
         loop, compile_seconds = _compile(model, dataset, config, collectives, course, progress)
-        exchange_seconds = _time_exchange(loop, collectives)
+        exchange_seconds = _time_exchange(loop, collectives, progress)
         state = _begin(start, loop, config, collectives)
         wanted = 1  # steps in the next chunk
 
@@ -149,7 +149,9 @@ def train(
             if course.is_at_an_epochs_end(state.step):
                 state = _finish_epoch(loop, course, state, config, collectives, progress)
                 if len(state.history) - len(start.history) == 1:
-                    _tell_of_waiting(exchange_seconds, state.history[-1], course, progress)
+                    _tell_of_waiting(
+                        exchange_seconds, state.history[-1], course, collectives, progress
+                    )
                 over, halted = over_early()
             seconds_of_all = _stop_if_asked(
                 seconds, state, loop, collectives, checkpoints, preemption
@@ -230,20 +232,27 @@ def _compile(
     return loop, seconds
 
 
-def _time_exchange(loop: Loop, collectives: Collectives) -> float:
-    """Return the seconds of each step that this worker exchanges numbers with others."""
+def _time_exchange(loop: Loop, collectives: Collectives, progress: Progress) -> float:
+    """Return the seconds of each step that workers exchange numbers; 0 for one alone."""
     if collectives.size == 1:
         return 0.0
     with watchdog.together():
-        return loop.exchange_seconds()
+        seconds = loop.exchange_seconds()
+    if collectives.is_chief:
+        progress.event("exchange_timed", workers=collectives.size, seconds=seconds)
+    return seconds
 
 
 def _tell_of_waiting(
-    exchange_seconds: float, epoch: dict[str, Any], course: "_Course", progress: Progress
+    exchange_seconds: float,
+    epoch: dict[str, Any],
+    course: "_Course",
+    collectives: Collectives,
+    progress: Progress,
 ) -> None:
     """Warn where more than half of an epoch went into exchanges: fewer workers would be faster."""
     step_seconds = epoch["seconds"] / course.steps_per_epoch
-    if exchange_seconds > step_seconds / 2:
+    if collectives.is_chief and exchange_seconds > step_seconds / 2:
         progress.event("mostly_waits", step_seconds=step_seconds, exchange_seconds=exchange_seconds)
 
 

@@ -32,13 +32,17 @@ def run(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[s
 
     Elsewhere it is killed by whatever raises an exception here, but outlives a SIGKILL.
     """
-    with_parent = _die_with(os.getpid()) if sys.platform == "linux" else None
     return subprocess.run(  # noqa: PLW1510  # the caller says whether to check
         command,
         text=True,
-        preexec_fn=with_parent,  # the bench has one thread
+        preexec_fn=dying_with_this_process(),  # the bench has one thread
         **options,
     )
+
+
+def dying_with_this_process() -> Callable[[], None] | None:
+    """Return what a new process calls to die with this one; None where systems know no such."""
+    return _die_with(os.getpid()) if sys.platform == "linux" else None
 
 
 def _die_with(parent: int) -> Callable[[], None]:

@@ -195,6 +195,11 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "stopped    after epoch 7: no better loss on the held-out images in 3",
     ),
     (
+        "exchange_timed",
+        {"workers": 2, "seconds": 0.00091},
+        "exchange   0.91 ms a step among 2 workers",
+    ),
+    (
         "mostly_waits",
         {"step_seconds": 0.0012, "exchange_seconds": 0.00091},
         (
