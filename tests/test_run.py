@@ -340,6 +340,41 @@ def test_other_sizes_and_classes_are_inferred(tmp_path, command, channels):
     assert "test accuracy: 1.0000" in scored.out
 
 
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param("reference", marks=pytest.mark.slow),
+        "fast",
+        pytest.param("cnn", marks=pytest.mark.slow),
+        pytest.param("best", marks=pytest.mark.slow),
+    ],
+)
+def test_every_preset_trains_on_data_of_another_kind(tmp_path, command, preset):
+    """Coloured textures of four kinds, neither square nor of MNIST's size."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    labels = np.arange(1_200) % 4
+    images = draw.integers(0, 120, (1_200, 20, 26, 3)).astype(np.uint8)
+    images[labels == 1, ::2] += 120
+    images[labels == 2, :, ::2] += 120
+    images[labels == 3, :, :, 2] += 120
+    path = tmp_path / "textures.npz"
+    np.savez(
+        path, x_train=images[:960], y_train=labels[:960], x_test=images[960:], y_test=labels[960:]
+    )
+    flags = ["--preset", preset, "--data", path, "--output", tmp_path, "--run-id", "textures"]
+    small = ["--epochs", "6", "--batch-size", "32", "--validation", "0.1"]
+    done = command("train", *flags, *small)
+    assert done.code == 0, done.err
+    metrics = read(tmp_path / "textures")
+    assert metrics["test"]["accuracy"] > 0.9
+    assert metrics["train"]["history"][-1]["validation_accuracy"] > 0.9
+    jsonschema.Draft202012Validator(SCHEMA).validate(metrics)
+    scored = command("evaluate", "--weights", tmp_path / "textures")
+    assert f"test accuracy: {metrics['test']['accuracy']:.4f}" in scored.out
+
+
 def test_loss_that_is_no_number_is_not_published(small_mnist, tmp_path, command):
     flags = ["--data", small_mnist, "--output", tmp_path, "--run-id", "diverged", "--epochs", 2]
     diverged = command("train", *flags, "--learning-rate", 10, "--weight-decay", 10)
