@@ -19,7 +19,7 @@ import numpy as np
 from job.config import RunConfig
 from job.data import source
 from job.data.source import Dataset
-from job.errors import ClusterError, ConflictError, JobError, TemporaryError
+from job.errors import ClusterError, ConflictError, JobError, MissingInputError, TemporaryError
 from job.process import memory, runtime
 from job.process.preemption import Preemption
 from job.process.progress import Progress
@@ -120,6 +120,29 @@ def train_ensemble(
         document = folder.complete(config, document)
     progress.event("complete", **metrics.summary(str(folder.place), document))
     return folder.place, document
+
+
+def joined(config: RunConfig, dataset: Dataset) -> bytes:
+    """Return the weights file of the ensemble of `config`, made of its members as they lie there.
+
+    Raises:
+        MissingInputError: a member isn't there, or not complete.
+        JobError: one is damaged, or isn't what it was.
+    """
+    assert config.ensemble is not None
+    members = [config.member(number) for number in range(1, config.ensemble + 1)]
+    documents = []
+    for member, document in zip(members, _finished(members), strict=True):
+        if document is None:
+            raise MissingInputError(f"{member.place} is no complete run: bring the member back")
+        documents.append(document)
+    files = _read(members, documents, dataset)
+    runtime.prepare_tensorflow()
+    net, _ = _join(config, files, dataset)
+    from job.results import weights  # noqa: PLC0415
+    from job.training import model  # noqa: PLC0415
+
+    return weights.to_hdf5(model.with_probabilities(net))
 
 
 def _finished(members: list[RunConfig]) -> list[dict[str, Any] | None]:

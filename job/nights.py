@@ -310,7 +310,10 @@ def verify(
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
-    """Train a run again from its record, and see that the same bytes come of it."""
+    """Train a run again from its record, and see that the same bytes come of it.
+
+    Of an ensemble, join the published weights of its members again.
+    """
     progress = console.progress_aside(storage_timeout, anonymous)
     from job.nightly import champions, proof  # noqa: PLC0415
 

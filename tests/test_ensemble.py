@@ -130,13 +130,50 @@ def test_a_night_judges_an_ensemble_as_what_it_is(output, small_mnist):
     assert (guesses == labels).sum() == metrics["test"]["correct"]
 
 
-def test_what_proves_single_runs_says_where_to_look(output, command, flags):
-    refused = command("verify", "e", "--output", output)
-    assert refused.code == 64
-    assert "verify its members, e-1 to e-2" in refused.err
+def test_the_drill_stops_one_training(command, flags):
     refused = command("drill", *flags, "--ensemble", "2")
     assert refused.code == 64
     assert "leave --ensemble out" in refused.err
+
+
+# --- proven again -----------------------------------------------------------------------------
+
+
+def test_an_ensemble_is_proven_by_joining_its_members_again(mine, command, monkeypatch):
+    monkeypatch.setattr(ensemble, "train_run", lambda *_, **__: 1 / 0)
+    before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    done = command("verify", "e", "--output", mine)
+    assert done.code == 0, done.err
+    [weights, _] = read(mine / "e")["artifacts"]
+    assert done.out == (
+        "proven: e was joined again from its members to the same bytes (model_weights.h5, sha256 "
+        f"{weights['sha256']}); verify e-1 to e-2 too, to train them again\n"
+    )
+    assert before == {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
+    (mine / "e-2" / "metrics.json").unlink()
+    gone = command("verify", "e", "--output", mine)
+    assert gone.code == 66
+    assert "e-2 is no complete run" in gone.err
+
+
+@pytest.mark.parametrize(("keras", "code"), [(None, 65), ("3.0", 78)])
+def test_members_that_are_not_what_they_were_prove_nothing(mine, command, keras, code):
+    replace_weights(mine / "e-2", mine / "e-1")
+    metrics = read(mine / "e")
+    metrics["environment"]["keras"] = keras or metrics["environment"]["keras"]
+    (mine / "e" / "metrics.json").write_text(json.dumps(metrics))
+    lie = command("verify", "e", "--output", mine)
+    assert (lie.code, lie.out) == (code, "")
+    assert "not proven: e was joined again from its members" in lie.err
+    assert ("keras" in lie.err) == (code == 78)
+
+
+def replace_weights(run: Path, other: Path) -> None:
+    """Let `run` have published the weights of `other`."""
+    (run / FILES[0]).write_bytes((other / FILES[0]).read_bytes())
+    metrics = read(run)
+    metrics["artifacts"][0] = read(other)["artifacts"][0]
+    (run / "metrics.json").write_text(json.dumps(metrics))
 
 
 # --- going on ---------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass, replace
 from typing import Any
 
+from job import ensemble
 from job.config import RunConfig
 from job.data import shards, source
 from job.data.source import Dataset
@@ -17,7 +18,7 @@ from job.nightly.champions import Model
 from job.process import runtime
 from job.process.preemption import Preemption
 from job.process.progress import Progress
-from job.results import inference, provenance, publishing
+from job.results import provenance, publishing
 from job.results.publishing import RunFolder
 from job.run import train_run
 from job.storage import Place
@@ -32,7 +33,7 @@ class Record:
     weights_sha256: str
     """Of the weights that lie there."""
     config: RunConfig
-    """That makes the same weights; its output is to be given."""
+    """That makes the same weights, and would where they lie."""
     data_fingerprint: str
     threads: int
     makers: tuple[dict[str, Any], ...]
@@ -46,7 +47,6 @@ class Record:
 
         Raises:
             MissingInputError: there is no complete run of that name.
-            UsageError: it is an ensemble.
             DataError: its weights are not what it published, or its metrics say too little.
             ClusterError: it can't be trained again by one process of this version.
         """
@@ -54,13 +54,8 @@ class Record:
         content, metrics = publishing.read_artifact(folder.weights, publishing.MAX_WEIGHTS_BYTES)
         if not metrics:
             raise MissingInputError(f"{folder.place} is no complete run: it has no metrics.json")
-        if (members := inference.members_of(metrics)) > 1:
-            raise UsageError(
-                f"{run} is an ensemble, which is not trained itself: verify its members, "
-                f"{run}-1 to {run}-{members}"
-            )
         try:
-            return cls._parsed(run, publishing.describe("", content).sha256, metrics)
+            return cls._parsed(output, run, publishing.describe("", content).sha256, metrics)
         except (KeyError, TypeError, ValueError, UsageError) as error:
             raise DataError(
                 f"{folder.metrics} can't be followed by this version of the job ({error!r}): "
@@ -68,7 +63,9 @@ class Record:
             ) from error
 
     @classmethod
-    def _parsed(cls, run: str, weights_sha256: str, metrics: dict[str, Any]) -> "Record":
+    def _parsed(
+        cls, output: Place, run: str, weights_sha256: str, metrics: dict[str, Any]
+    ) -> "Record":
         environment = metrics["environment"]
         if environment["workers"] > 1:
             raise ClusterError(
@@ -77,6 +74,7 @@ class Record:
             )
         config = RunConfig(
             **metrics["config"],
+            output=str(output),
             run_id=run,
             strategy=environment["strategy"],
             only=shards.recorded(metrics["data"]),
@@ -98,7 +96,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Proof:
-    """A training that came to the same weights."""
+    """A training, or of an ensemble a joining of its members, that came to the same weights."""
 
     record: Record
     changes: dict[str, list[Any]]
@@ -107,14 +105,18 @@ class Proof:
     def __str__(self) -> str:
         """Return it in a sentence."""
         also = f", also with {_told(self.changes)}" if self.changes else ""
+        run, members = self.record.run, self.record.config.ensemble
+        left = f"; verify {run}-1 to {run}-{members} too, to train them again" if members else ""
         return (
-            f"proven: {self.record.run} was trained again from its record to the same bytes "
-            f"(model_weights.h5, sha256 {self.record.weights_sha256}){also}"
+            f"proven: {run} {_done_again(self.record)} to the same bytes (model_weights.h5, sha256 "
+            f"{self.record.weights_sha256}){also}{left}"
         )
 
 
 def prove(record: Record, data: str | None, preemption: Preemption, progress: Progress) -> Proof:
     """Train what `record` tells of again, and compare the weights; leave nothing behind.
+
+    An ensemble isn't trained itself: the published weights of its members are joined again.
 
     Args:
         record: of the run.
@@ -123,6 +125,7 @@ def prove(record: Record, data: str | None, preemption: Preemption, progress: Pr
         progress: told how the training goes.
 
     Raises:
+        MissingInputError: a member of the ensemble is gone.
         DataError: the data are not those of the record; or the weights differ although all that
             they depend on is the same.
         ClusterError: the weights differ, and so does what they depend on.
@@ -131,33 +134,49 @@ def prove(record: Record, data: str | None, preemption: Preemption, progress: Pr
     config = record.config if data is None else replace(record.config, data=data)
     dataset = _its_data(record, config, progress)
     runtime.limit_threads(record.threads)
-    with tempfile.TemporaryDirectory(prefix="mnist-job-proof-") as folder:
-        config = replace(config, output=folder)
-        try:
-            metrics = train_run(config, Cluster(), preemption, progress, dataset=dataset)
-        except StoppedError as error:
-            raise StoppedError("stopped by SIGTERM: nothing is proven, begin again") from error
-    assert metrics is not None  # there is one worker, which is the chief
-    _check_beginning(record, metrics)
-    now = provenance.forces(metrics["environment"])
+    try:
+        if config.ensemble is None:
+            found, now = _trained_again(record, config, dataset, preemption, progress)
+        else:
+            content = ensemble.joined(record.config, dataset)
+            found, now = publishing.describe("", content).sha256, provenance.code_version()
+    except StoppedError as error:
+        raise StoppedError("stopped by SIGTERM: nothing is proven, begin again") from error
     changes: dict[str, list[Any]] = {}
     for maker in record.makers:
         changes |= provenance.changes(maker, now)
-    [found] = [
-        each["sha256"] for each in metrics["artifacts"] if each["path"] == "model_weights.h5"
-    ]
     if found == record.weights_sha256:
         return Proof(record, changes)
     differs = (
-        f"not proven: {record.run} was trained again from its record, to the weights "
-        f"{found[:12]}..., but has {record.weights_sha256[:12]}..."
+        f"not proven: {record.run} {_done_again(record)}, to the weights {found[:12]}..., but has "
+        f"{record.weights_sha256[:12]}..."
     )
     if changes:
         raise ClusterError(f"{differs}; not all is as it was then: {_told(changes)}; repeat it so")
     raise DataError(
         f"{differs}, although all that they depend on is as it was: its weights, its record or its "
-        "data are not what they were; trust none of them"
+        f"{'data' if config.ensemble is None else 'members'} are not what they were; trust none of "
+        "them"
     )
+
+
+def _trained_again(
+    record: Record,
+    config: RunConfig,
+    dataset: Dataset,
+    preemption: Preemption,
+    progress: Progress,
+) -> tuple[str, dict[str, Any]]:
+    """Return the digest of the weights that a training again gives, and what is in force here."""
+    with tempfile.TemporaryDirectory(prefix="mnist-job-proof-") as folder:
+        config = replace(config, output=folder)
+        metrics = train_run(config, Cluster(), preemption, progress, dataset=dataset)
+    assert metrics is not None  # there is one worker, which is the chief
+    _check_beginning(record, metrics)
+    [found] = [
+        each["sha256"] for each in metrics["artifacts"] if each["path"] == "model_weights.h5"
+    ]
+    return found, provenance.forces(metrics["environment"])
 
 
 def check_named(record: Record, model: Model, place: Place) -> None:
@@ -195,6 +214,12 @@ def _check_beginning(record: Record, metrics: dict[str, Any]) -> None:
             f"{began.get('uri')} holds other weights now than those that {record.run} began with "
             f"(sha256 {record.began_with[:12]}...): bring them back"
         )
+
+
+def _done_again(record: Record) -> str:
+    if record.config.ensemble is None:
+        return "was trained again from its record"
+    return "was joined again from its members"
 
 
 def _told(changes: dict[str, list[Any]]) -> str:
