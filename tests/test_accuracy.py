@@ -72,6 +72,51 @@ def test_the_table_has_mean_spread_and_the_command_of_each_preset():
     assert lines[2].split()[2] == "nan"  # one run has no spread
 
 
+def test_an_ensemble_has_a_line_for_its_members_and_shares_none_with_another(
+    capsys, monkeypatch, tmp_path
+):
+    """Of each seed three nets are trained; their metrics have no history of epochs."""
+
+    def train(flags, seed, *, held_out):
+        assert (flags, held_out) == (["--preset", "fast", "--ensemble", "3"], False)
+        config = {"seed": seed, "batch_size": 100, "validation": 0.0}
+        return {
+            "config": config,
+            "model": {"name": "cnn", "ensemble": 3},
+            "data": {"classes": 10, "image_shape": [28, 28]},
+            "test": {"accuracy": 0.995, "loss": 0.01, "expected_calibration_error": 0.002},
+            "train": {"steps": 1800, "history": []},
+            "timing": {"total_seconds": 30.0},
+            "members": [{"accuracy": (990 + member) / 1000} for member in range(3)],
+        }
+
+    words = [
+        "accuracy.py",
+        "--preset",
+        "fast",
+        "--seeds",
+        "2",
+        "--output",
+        str(tmp_path / "seen.json"),
+    ]
+    monkeypatch.setattr(accuracy, "train", train)
+    monkeypatch.setattr(accuracy.children, "end_by_exception", lambda: None)
+    monkeypatch.setattr(sys, "argv", [*words, "--", "--ensemble", "3"])
+    accuracy.main()
+    *_, ensemble, members = capsys.readouterr().out.splitlines()
+    teraflop = flops.training(model.build("cnn", (28, 28), 10)) * 180_000 / 1e12
+    assert ensemble.split(maxsplit=8) == [
+        *("fast", "99.500", "0.000", "99.50", "99.50", "2", f"{teraflop:.3g}", "30.0"),
+        "mnist-job train --preset fast --ensemble 3 --seed 0,3",
+    ]
+    figures = ["each", "member", "99.100", "0.089", "99.00", "99.20", "6", f"{teraflop / 3:.3g}"]
+    assert members.split() == figures
+    monkeypatch.setattr(sys, "argv", [*words, "--held-out", "--", "--ensemble=3"])
+    with pytest.raises(SystemExit, match="2"):
+        accuracy.main()
+    assert "scored on the test set only" in capsys.readouterr().err
+
+
 def test_a_difference_is_that_of_pairs_with_students_interval():
     ours, theirs = [99.0, 99.4, 98.7, 99.1, 99.2], [98.9, 99.2, 98.6, 99.1, 99.0]
     mean, half = ablation.difference(ours, theirs)

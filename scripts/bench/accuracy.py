@@ -5,7 +5,9 @@
     python scripts/bench/accuracy.py --held-out --preset cnn -- --epochs 6   a line of a sweep
 
 With --held-out the test set has no part in it: each seed trains on five sixths of the training
-images and is scored on the others, drawn with that seed. Words after `--` go to `mnist-job train`.
+images and is scored on the others, drawn with that seed. Words after `--` go to `mnist-job train`;
+of `--ensemble N` each seed is N later than the one before, so that no two share a member, and the
+members have a line of their own.
 Whatever the runs published about themselves goes to accuracy.json.
 """
 
@@ -44,6 +46,8 @@ class Run:
     """From process start to published."""
     images: int
     """That it was trained on, those of all epochs."""
+    members: tuple[float, ...] = ()
+    """Accuracy of each, of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error(f"--seeds must be 1 or more, not {arguments.seeds}")
+    members = members_in(arguments.flags)
+    if members > 1 and arguments.held_out:
+        parser.error("--held-out: an ensemble is scored on the test set only")
     children.end_by_exception()
     rows: list[Row] = []
     document = begun()
@@ -76,7 +83,7 @@ def main() -> None:
         flags = ["--preset", preset, *arguments.flags]
         print(f"{' '.join(['mnist-job train', *flags])}\n{HEAD}", flush=True)
         documents = []
-        for seed in range(arguments.seeds):
+        for seed in range(0, arguments.seeds * members, members):
             documents.append(train(flags, seed, held_out=arguments.held_out))
             print(line(run_of(documents[-1])), flush=True)
             document["runs"].append(documents[-1])
@@ -84,6 +91,13 @@ def main() -> None:
         rows.append(row(preset, flags, documents))
         print(f"{mean_line(rows[-1])}\n", flush=True)
     print("\n".join(table(rows, held_out=arguments.held_out)))
+
+
+def members_in(flags: Sequence[str]) -> int:
+    """Return how many nets each run of `mnist-job train` with `flags` trains."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--ensemble", type=int, default=1)
+    return int(parser.parse_known_args(flags)[0].ensemble)
 
 
 def begun() -> dict[str, Any]:
@@ -127,7 +141,8 @@ def train(
 
 def run_of(metrics: dict[str, Any]) -> Run:
     """Return what the metrics say, of the held-out images where there are any."""
-    last, test = metrics["train"]["history"][-1], metrics["test"]
+    test = metrics["test"]
+    last = metrics["train"]["history"][-1] if metrics["train"]["history"] else {}
     held_out = "validation_accuracy" in last
     return Run(
         seed=metrics["config"]["seed"],
@@ -136,6 +151,7 @@ def run_of(metrics: dict[str, Any]) -> Run:
         calibration_error=None if held_out else test["expected_calibration_error"],
         seconds=metrics["timing"]["total_seconds"],
         images=metrics["train"]["steps"] * metrics["config"]["batch_size"],
+        members=tuple(member["accuracy"] for member in metrics.get("members", ())),
     )
 
 
@@ -148,7 +164,9 @@ def row(name: str, flags: Sequence[str], documents: Sequence[dict[str, Any]]) ->
         [sys.executable, str(HERE / "flops.py"), *words], check=True, capture_output=True
     )
     an_image = json.loads(counted.stdout)["training"]
-    seeds = f"0..{len(runs) - 1}" if len(runs) > 1 else "0"
+    seeds = f"0..{runs[-1].seed}" if len(runs) > 1 else "0"
+    if len(runs) > 1 and runs[0].members:
+        seeds = ",".join(str(run.seed) for run in runs)
     command = " ".join(["mnist-job train", *flags, "--seed", seeds])
     teraflop = an_image * statistics.mean(run.images for run in runs) / 1e12
     return Row(name, command, runs, teraflop)
@@ -180,14 +198,23 @@ def table(rows: Sequence[Row], *, held_out: bool) -> list[str]:
     head = f"{f'preset, % of {scored}':<22}{'mean':>8}{'sd':>7}{'least':>8}{'most':>8}{'n':>4}"
     lines = [f"{head}{'TFLOP':>8}{'seconds':>9}  command"]
     for each in rows:
-        percents = [100 * run.accuracy for run in each.runs]
-        seconds = statistics.median(run.seconds for run in each.runs)
-        lines.append(
-            f"{each.name:<22}{statistics.mean(percents):>8.3f}{spread(percents):>7.3f}"
-            f"{min(percents):>8.2f}{max(percents):>8.2f}{len(percents):>4}"
-            f"{each.teraflop:>8.3g}{seconds:>9.1f}  {each.command}"
-        )
+        seconds = f"{statistics.median(run.seconds for run in each.runs):.1f}"
+        ends = f"{each.teraflop:>8.3g}{seconds:>9}  {each.command}"
+        lines.append(figures(each.name, [run.accuracy for run in each.runs]) + ends)
+        members = [accuracy for run in each.runs for accuracy in run.members]
+        if members:
+            a_member = each.teraflop * len(each.runs) / len(members)
+            lines.append(f"{figures('  each member', members)}{a_member:>8.3g}")
     return lines
+
+
+def figures(name: str, accuracies: Sequence[float]) -> str:
+    """Return the columns of the table that tell of accuracies, which are shares of 1."""
+    percents = [100 * accuracy for accuracy in accuracies]
+    return (
+        f"{name:<22}{statistics.mean(percents):>8.3f}{spread(percents):>7.3f}"
+        f"{min(percents):>8.2f}{max(percents):>8.2f}{len(percents):>4}"
+    )
 
 
 if __name__ == "__main__":
