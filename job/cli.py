@@ -149,10 +149,8 @@ def train(
     from job.results.publishing import RunFolder  # noqa: PLC0415
 
     if init_weights == CHAMPION:
-        # A run that goes on keeps the champion that it began with.
         begun = RunFolder(config.place).begun_as() or {}
-        found = begun.get("init_weights") or str(_champion(config.output))
-        config = replace(config, init_weights=found)
+        config = replace(config, init_weights=_champion_of_a_run(begun, config.output))
     if cluster.workers.count > 1:
         from job.workers import supervision  # noqa: PLC0415
 
@@ -266,6 +264,23 @@ def _champion(output: str) -> Place:
 
     log = champions.Log(parse(output, "--output"))
     return log.output / log.needed().champion.run
+
+
+def _champion_of_a_run(begun: dict[str, Any], output: str) -> str:
+    """Return the folder of the champion that a run began with, or begins with now.
+
+    Args:
+        begun: what its first attempt wrote down; empty before that.
+        output: where the champions are.
+    """
+    from job.nightly import champions  # noqa: PLC0415
+
+    log = champions.Log(parse(output, "--output"))
+    if (found := begun.get("init_weights")) is not None and any(
+        found == str(log.output / entry.champion.run) for entry in log.entries()
+    ):
+        return str(found)
+    return str(_champion(output))  # of a run that began with no champion, the config differs
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -122,6 +122,18 @@ def test_metrics_are_those_of_the_published_files(output, tmp_path, command):
     assert command("predict", "--weights", run).code == 0
 
 
+@pytest.mark.parametrize("words", [["evaluate", "--weights"], ["train", "--init-weights"]])
+def test_without_its_metrics_an_ensemble_is_known_by_its_shapes(
+    output, flags, tmp_path, command, words
+):
+    bare = tmp_path / "bare.h5"
+    bare.write_bytes((output / "e" / "model_weights.h5").read_bytes())
+    more = ["--output", tmp_path] if "train" in words else []
+    refused = command(*words, bare, *flags[:2], *more)
+    assert (refused.code, refused.err.count("\n")) == (65, 1)
+    assert f"{bare} holds an ensemble of 2 models 'mlp'" in refused.err
+
+
 def test_a_night_judges_an_ensemble_as_what_it_is(output, small_mnist):
     metrics = read(output / "e")
     contender = Contender.of(Place.of(output), Model.of_run("e", metrics))

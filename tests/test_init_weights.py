@@ -1,12 +1,15 @@
 """Weights to begin with: put in at step 0 and never again, recorded, and of one digest."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import schema
+from conftest import REPOSITORY, free_ports, schema
 
 from job.config import RunConfig
 from job.errors import StoppedError
@@ -141,6 +144,14 @@ def test_the_champion_is_the_one_when_the_run_was_begun(
     assert command("promote", "other", "--reason", "x", "--output", tmp_path).code == 0
     assert command(*words).code == 0
     assert read(tmp_path / "run")["init_weights"]["uri"] == str(initial)
+    # What a run began with is no champion for being asked for as one.
+    words = ["train", *flags, *place(tmp_path, "third"), "--init-weights"]
+    assert command(*words, tmp_path / "nothing").code == 66
+    refused = command(*words, "champion")
+    assert refused.code == 73
+    assert (
+        f"init_weights '{tmp_path / 'nothing'}' there, '{tmp_path / 'other'}' here" in refused.err
+    )
 
 
 def test_all_members_of_an_ensemble_begin_with_them(initial, flags, tmp_path, command):
@@ -176,3 +187,37 @@ def test_a_worker_gets_them_from_the_chief(uri, sent):
     state = train._begin(State({}, threads=1), loop, config, Collectives())
     assert state.step == 0
     assert loop.held["x"].all() == sent
+
+
+@pytest.mark.slow
+def test_two_real_workers_begin_with_the_same(initial, small_mnist, tmp_path, command):
+    """The chief's files are its own; what both come to is what one alone does, but for rounding."""
+    words = ["--data", small_mnist, "--epochs", "1", "--batch-size", "500"]
+    alone = command("train", *words, *place(tmp_path), "--init-weights", initial)
+    assert alone.code == 0, alone.err
+    nodes = [tmp_path / "chief", tmp_path / "other"]
+    nodes[0].mkdir()
+    nodes[1].mkdir()
+    initial.rename(nodes[0] / "initial")
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    workers = []
+    for index, node in enumerate(nodes):
+        config = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        own = [*place(node), "--init-weights", "initial"]
+        workers.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "job", "train", *words, *own],
+                cwd=node,
+                env=os.environ | {"TF_CONFIG": json.dumps(config), "PYTHONPATH": str(REPOSITORY)},
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+    errors = [worker.communicate(timeout=400)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], errors
+    assert not list(nodes[1].glob("**/init_weights.json"))
+    begun, one, both = map(arrays, (nodes[0] / "initial", tmp_path / "run", nodes[0] / "run"))
+    moved = sum(np.abs(a - b).sum() for a, b in zip(begun, one, strict=True))
+    apart = sum(np.abs(a - b).sum() for a, b in zip(both, one, strict=True))
+    assert apart < moved / 20

@@ -71,6 +71,13 @@ def load_hdf5(model: keras.Model, data: bytes, uri: str) -> None:
     wanted = [tuple(weight.shape) for weight in model.weights]
     found = [array.shape for array in arrays]
     if found != wanted:
+        members = len(found) // len(wanted)
+        if members > 1 and sorted(found) == sorted(wanted * members):
+            raise DataError(
+                f"{uri} holds an ensemble of {members} models {model.name!r}: score it by the "
+                "folder of its run, whose metrics.json says so; begin a training with one of its "
+                "members"
+            )
         raise DataError(
             f"{uri} holds weights of shapes {_shapes(found)}, but the model {model.name!r} for "
             f"this data has {_shapes(wanted)}: give the weights, --model and --data of one run"

@@ -1,6 +1,7 @@
 """Kill trainings at random moments, for real, and see that nothing is ever lost or torn.
 
     python scripts/chaos/kill.py --kills 100 --terms 200 [--flags="--preset cnn --epochs 2"]
+    python scripts/chaos/kill.py --kills 10 --terms 10 --flags "--ensemble 3 --epochs 2"
 
 A training of the job's own defaults, but of six epochs and with a checkpoint after every chunk, or
 one with other flags, is killed by SIGKILL at a random moment of its life, and begun again until it
@@ -145,7 +146,7 @@ def torment(
         code = process.returncode
         report.codes[code] += 1
         complete = (run / "metrics.json").exists()
-        report.torn += not only_whole_files(run)
+        report.torn += sum(not only_whole_files(each) for each in folders(run))
         if code == 0:
             report.unfinished_zero += not complete
             break
@@ -158,8 +159,8 @@ def torment(
         report.other_ends.append(f"{run.name}: not complete after {GIVE_UP_AFTER} attempts")
     if (run / "metrics.json").exists():
         report.differing += outcome(run) != expected
-        metrics = json.loads((run / "metrics.json").read_text())
-        report.resumed += metrics["train"]["resumed_step"] > 0
+        said = [json.loads((each / "metrics.json").read_text()) for each in folders(run)]
+        report.resumed += any(metrics["train"]["resumed_step"] for metrics in said)
     return report
 
 
@@ -172,6 +173,11 @@ def start(output: Path, run_id: str, flags: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def folders(run: Path) -> list[Path]:
+    """Return the folder of the run, and of an ensemble those of the members begun so far."""
+    return [run, *run.parent.glob(f"{run.name}-*")]
 
 
 def outcome(run: Path) -> dict[str, str]:
