@@ -107,8 +107,22 @@ def test_plain_keras_opens_both_files_and_gets_the_mean_of_the_members(output, m
     ]
     mean = np.mean(each, axis=0)
     assert np.abs(each[0] - mean).max() > 0.01
+    net = keras.models.load_model(output / "e" / "model.keras")
+    inputs = images.astype("float32") / 255
+    assert np.abs(net(inputs) - mean).max() < 1e-6
+    other = keras.models.clone_model(net)
+    other.load_weights(output / "e" / "model_weights.h5")
+    assert np.abs(other(inputs) - mean).max() < 1e-6
+
+
+@pytest.mark.slow
+def test_a_process_that_has_keras_alone_gets_the_same(output, mnist):
+    images = mnist.x_test[:100]
     weights, archive = contents(output / "e")
-    assert servable.check(archive, weights, images, mean) is None
+    import keras
+
+    mean = keras.models.load_model(output / "e" / "model.keras")(images.astype("float32") / 255)
+    assert servable.check(archive, weights, images, np.asarray(mean)) is None
 
 
 def test_metrics_are_those_of_the_published_files(output, tmp_path, command):
@@ -226,6 +240,7 @@ def wait_for(process: subprocess.Popen[str], event: str, times: int) -> None:
     pytest.fail(f"too few of {event}: {process.stderr.read()}")
 
 
+@pytest.mark.slow
 def test_sigterm_between_epochs_of_the_second_member(small_mnist, tmp_path, command):
     flags = ["--data", small_mnist, "--epochs", "60"]
     process = start(tmp_path, *flags)
@@ -339,6 +354,7 @@ def test_a_pod_that_others_are_missing_to_ends_well_and_the_last_one_publishes(
     assert json.loads(log.read_text())["run"] == str(mine / "e")
 
 
+@pytest.mark.slow
 def test_two_pods_at_once_publish_the_same(output, flags, tmp_path):
     pods = [start(tmp_path, *flags, JOB_COMPLETION_INDEX=str(index)) for index in (0, 1)]
     logs = [pod.communicate(timeout=300) for pod in pods]
@@ -408,18 +424,38 @@ def test_a_members_name_that_is_taken_is_found_before_anything_is_trained(mine, 
     assert [path.name for path in mine.iterdir()] == ["e-2"]
 
 
-def test_members_of_other_data_are_no_ensemble(small_mnist, tmp_path, command):
-    """Each was trained by itself, and the file changed in between."""
-    data = tmp_path / "data.npz"
-    data.write_bytes(Path(small_mnist).read_bytes())
-    words = ["train", "--data", data, "--epochs", 1, "--output", tmp_path]
-    assert command(*words, "--run-id", "e-1").code == 0
-    with np.load(small_mnist) as arrays:
-        np.savez(data, **{**arrays, "y_train": 9 - arrays["y_train"]})
-    assert command(*words, "--run-id", "e-2", "--seed", 1).code == 0
-    mixed = command(*words, "--run-id", "e", "--ensemble", 2)
+def forge(run: Path, part: str, said: dict) -> None:
+    metrics = read(run)
+    metrics[part] = metrics.get(part, {}) | said
+    (run / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.mark.parametrize(
+    ("part", "first", "second", "refused"),
+    [
+        ("data", {}, {"fingerprint": "0" * 64}, "e-2 was made of other data"),
+        ("init_weights", {"sha256": "0"}, {"sha256": "1"}, "did not hold the same weights"),
+    ],
+)
+def test_members_that_differ_in_more_than_the_seed_are_no_ensemble(
+    mine, flags, command, part, first, second, refused
+):
+    """Each was trained by itself, and a file changed in between."""
+    unpublish(mine / "e")
+    forge(mine / "e-1", part, first)
+    forge(mine / "e-2", part, second)
+    mixed = command("train", *flags, *place(mine), "--ensemble", "2")
     assert mixed.code == 73
-    assert "e-1 was made of other data" in mixed.err
-    assert not (tmp_path / "e" / "metrics.json").exists()
-    end = json.loads((tmp_path / "e" / "attempts" / "0001-end.json").read_text())
+    assert refused in mixed.err
+    assert not (mine / "e" / "metrics.json").exists()
+    end = json.loads((mine / "e" / "attempts" / "0002-end.json").read_text())
     assert end["code"] == 73
+
+
+def test_what_its_members_began_with_an_ensemble_says_too(mine, flags, command):
+    unpublish(mine / "e")
+    began = {"uri": "w.h5", "sha256": "0" * 64}
+    for run in ("e-1", "e-2"):
+        forge(mine / run, "init_weights", began)
+    assert command("train", *flags, *place(mine), "--ensemble", "2").code == 0
+    assert read(mine / "e")["init_weights"] == began
