@@ -73,6 +73,7 @@ chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (7
 	@$(BIN)/python scripts/chaos/kill.py
 	@$(BIN)/python scripts/chaos/kill.py --kills 40 --terms 80 \
 		--flags "--preset cnn --epochs 2 --dropout 0.2 --validation 0.1"
+	@$(BIN)/python scripts/chaos/kill.py --kills 6 --terms 0 --flags "--ensemble 3 --epochs 2"
 	@$(BIN)/python scripts/chaos/workers.py
 	@$(BIN)/python scripts/chaos/workers.py --workers 2 --times 5 \
 		--flags "--preset cnn --epochs 8 --dropout 0.2 --validation 0.1"
