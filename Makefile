@@ -11,7 +11,8 @@ CA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow check format seeds accuracy ablation bench workers chaos \
-	chaos-nights chaos-storage image image-test image-sizes mutants gate picture lock lock-peers clean
+	chaos-nights chaos-storage chaos-tune image image-test image-sizes mutants gate picture lock lock-peers \
+	clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -92,6 +93,9 @@ chaos-storage: $(READY) ## Misuse files, S3 and GCS, and print what came of it (
 
 chaos-nights: $(READY) ## Kill nights between any two writes, and let nights race (6 minutes)
 	@$(BIN)/python scripts/chaos/nights.py $(ARGS)
+
+chaos-tune: $(READY) ## Kill a study of sixteen trials at random points, and compare it (4 minutes)
+	@$(BIN)/python -m pytest -q -s -n 0 -m slow tests/tuning/test_killed.py $(ARGS)
 
 mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
 	@$(BIN)/python scripts/mutants/run.py $(ARGS)

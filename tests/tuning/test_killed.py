@@ -82,7 +82,8 @@ def test_a_study_killed_at_random_points_ends_with_the_winner_of_the_unbroken_on
 
     for twin in [start(data, killed, "--trial", "0") for _ in range(2)]:  # an index twice, at once
         assert twin.wait() in {0, 75}  # 75: it met checkpoints that its twin took away
-    draw, kills = random.Random(), 0
+    seed = random.SystemRandom().randrange(2**32)
+    draw, kills = random.Random(seed), 0
     while True:
         process = start(data, killed)
         try:
@@ -93,6 +94,7 @@ def test_a_study_killed_at_random_points_ends_with_the_winner_of_the_unbroken_on
             kills += 1
         else:
             break
+    print(f"\n{kills} kills at random points (seed {seed}) of a study of {TRIALS} trials")
     assert kills >= TRIALS // 4
     again = end(process, killed) | {"study": unbroken["study"], "time": unbroken["time"]}
     assert again == unbroken  # the same winner, among the same numbers of trials
@@ -101,3 +103,6 @@ def test_a_study_killed_at_random_points_ends_with_the_winner_of_the_unbroken_on
         one, other = (last_state(folder, trial) for folder in (whole, killed))
         assert (one.step, one.arrays.keys()) == (other.step, other.arrays.keys())
         assert all(np.array_equal(one.arrays[each], other.arrays[each]) for each in one.arrays)
+    counts = ", ".join(f"{again[state]} {state}" for state in ("complete", "halted", "failed"))
+    print(f"the same {len(objects(killed))} objects and {TRIALS} last states: {counts}")
+    print(f"the same winner, trial {again['best']['trial']}: {again['best']}")
