@@ -60,9 +60,10 @@ def worker(small_mnist, tmp_path):
             process.wait()
 
 
-def until_epoch(process: subprocess.Popen) -> None:
+def until_epoch(process: subprocess.Popen, epoch: int = 1) -> None:
     for line in process.stdout:
-        if json.loads(line)["event"] == "epoch":
+        told = json.loads(line)
+        if told["event"] == "epoch" and told["epoch"] >= epoch:
             return
     pytest.fail(process.communicate()[1])
 
@@ -91,6 +92,28 @@ def test_sigterm_to_one_stops_all_after_saving(worker, tmp_path):
     assert "another worker was asked to stop, the work is saved" in of_chief
     assert "stopped by SIGTERM, the work is saved" in of_other
     assert len(list((tmp_path / "r" / "checkpoints").iterdir())) >= 1
+
+
+@pytest.mark.slow
+def test_workers_that_go_on_with_a_run_stop_early_together(worker, tmp_path):
+    """The chief alone has the epochs before: by those of its own the other would go on longer."""
+    patience = 30
+    flags = ["--validation", "0.2", "--early-stopping", str(patience), "--epochs", "200"]
+    flags += ["--learning-rate", "0.1"]  # so high that after some epochs no other is better
+    chief, other = (worker(index, *flags) for index in (0, 1))
+    until_epoch(chief, patience)
+    chief.send_signal(signal.SIGTERM)
+    of_chief, of_other = both_end(chief, other)
+    assert (chief.returncode, other.returncode) == (143, 75), of_chief + of_other
+    chief, other = (worker(index, *flags) for index in (0, 1))
+    of_chief, of_other = both_end(chief, other)
+    assert (chief.returncode, other.returncode) == (0, 0), of_chief + of_other
+    trained = json.loads((tmp_path / "r" / "metrics.json").read_text())["train"]
+    losses = [epoch["validation_loss"] for epoch in trained["history"]]
+    best = losses.index(min(losses)) + 1
+    assert len(losses) == best + patience
+    resumed = trained["resumed_step"] / (trained["steps"] / len(losses))
+    assert best < resumed < len(losses)  # else both would have ended there without being told
 
 
 def test_a_worker_that_somebody_killed_says_so(worker):
