@@ -307,7 +307,10 @@ StudyName = Annotated[
 Trials = Annotated[int, _flag("trials", "How many trials the study is to have.")]
 Trial = Annotated[
     int | None,
-    _flag("trial", "Run this one only, from 0, as a pod of an Indexed Job does. [default: all]"),
+    _flag(
+        "trial",
+        "Run this one only, from 0. [default: all; in an Indexed Job the pod's]",
+    ),
 ]
 Vary = Annotated[
     list[str] | None,

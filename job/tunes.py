@@ -9,14 +9,14 @@ import typer
 
 from job import __version__, console, flags, storage
 from job.config import PRESETS, RunConfig
-from job.errors import ConflictError, DataError, MissingInputError, UsageError
+from job.errors import ClusterError, ConflictError, DataError, MissingInputError, UsageError
 from job.process import verdict
 from job.process.liveness import Liveness
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.storage import Place, Settings, parse
 from job.tuning import tuner
-from job.tuning.space import Space, lines
+from job.tuning.space import Space, flag, lines
 from job.tuning.study import MOST_TRIALS, Study
 from job.workers import watchdog
 from job.workers.cluster import Cluster
@@ -77,7 +77,11 @@ def tune(
     name = study or cluster.job
     if name is None:
         raise UsageError("--study is missing: name the study; the same name goes on with it")
+    if trial is not None and (best or report is not None):
+        raise UsageError("--trial runs one alone: for --best and --report leave it out")
     _check_trials(trials, trial)
+    if trial is None and not best and report is None:
+        trial = _of_the_index(cluster.completion_index, trials)
     report_place = None if report is None else parse(report, "--report")
     progress = Progress(log, liveness=Liveness(liveness_file))
     console.use_storage(storage_timeout, anonymous, progress)
@@ -128,9 +132,7 @@ def tune(
             first_rung=first_rung,
         )
     for field in set(plan.space.names) & explicit.keys():
-        raise UsageError(
-            f"--{field.replace('_', '-')} is given, and the study varies it: drop one of both"
-        )
+        raise UsageError(f"--{flag(field)} is given, and the study varies it: drop one of both")
     plan.check()
     started_for = tuner.which()
     if started_for is None:  # else who started this process has said so
@@ -179,6 +181,16 @@ def _check_trials(trials: int, trial: int | None) -> None:
         raise UsageError(f"--trial must be from 0 to {trials - 1}, below --trials, not {trial}")
 
 
+def _of_the_index(index: int | None, trials: int) -> int | None:
+    """Return which trial this pod of an Indexed Job is to run; None where it is of no such Job."""
+    if index is not None and index >= trials:
+        raise ClusterError(
+            f"JOB_COMPLETION_INDEX is {index}, and --trials {trials} has no such trial: give the "
+            "Job as many completions"
+        )
+    return index
+
+
 def _best(
     plan: Study, words: Sequence[str], preemption: Preemption, progress: Progress
 ) -> dict[str, Any]:
@@ -186,13 +198,17 @@ def _best(
     from job.tuning import finals  # noqa: PLC0415
 
     _ends_with(finals.run(plan, words, preemption))
-    compared = finals.finalists(plan)
+    compared, failed = finals.finalists(plan), finals.failures(plan)
+    if not compared:
+        raise UsageError(
+            f"{plan.place}: each of the best trials failed with another seed, the first one so: "
+            f"{failed[0]['why']}"
+        )
     chosen = finals.cheapest(compared)
     command = shlex.join(finals.train_words(plan.config(chosen.trial, chosen.values)))
     told = {"trial": chosen.trial, "command": command}
-    progress.event(
-        "chosen", **told, seeds=finals.SEEDS, finalists=[each.document for each in compared]
-    )
+    documents = [each.document for each in compared]
+    progress.event("chosen", **told, seeds=finals.SEEDS, finalists=documents, failed=failed)
     return {"chosen": told}
 
 

@@ -154,6 +154,8 @@ def test_bad_training_flags(command, tmp_path, monkeypatch, flags, word):
         (["tune", "--study", "s", "--vary", "dropout=0,0.5", "--validation", "0"], "--validation"),
         (["tune", "--study", "s", "--vary", "dropout=0,0.5", "--trials", "0"], "--trials"),
         (["tune", "--study", "s", "--vary", "dropout=0,0.5", "--trial", "16"], "--trial"),
+        (["tune", "--study", "s", "--trial", "3", "--best"], "--trial"),
+        (["tune", "--study", "s", "--trial", "3", "--report", "r.html"], "--trial"),
         (["tune", "--study", "s", "--vary", "dropout=0,0.5", "--reduction", "0"], "--reduction"),
         (["tune", "--study", "s", "--vary", "dropout=0,0.5", "--report", "http://x/y"], "--report"),
         (["tune", "--study", "s", "--vary", "x=0,1", "--strategy", "multiworker"], "workers"),
@@ -290,6 +292,28 @@ def test_every_variable_of_a_night_reaches_it(command, monkeypatch):
         "again": True,
     }
     assert url == "http://x/y"
+
+
+def test_a_pod_of_an_indexed_job_runs_the_trial_of_its_index(command, monkeypatch, tmp_path):
+    ran = []
+
+    def stop(_, trial, *__, fresh_seed):
+        ran.append((trial, fresh_seed))
+        raise TemporaryError("far enough")
+
+    monkeypatch.setattr("job.tuning.trial.run_trial", stop)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "3")
+    words = ["tune", "--study", "s", "--output", tmp_path, "--vary", "dropout=0..0.5"]
+    assert command(*words).code == 75
+    assert command(*words, "--trial", "5").code == 75
+    assert ran == [(3, 0), (5, 0)]
+    assert_one_line(command(*words, "--trials", "3"), 78, "JOB_COMPLETION_INDEX is 3")
+    # The end is the study's, whichever pod looks at it.
+    for asked, said in ((["--best"], "no complete trial"), (["--report", "r"], "no trial yet")):
+        failed = command(*words, *asked)
+        assert (failed.code, failed.err.count("\n")) == (66, 1)
+        assert said in failed.err
+    assert len(ran) == 2
 
 
 def test_every_variable_of_a_study_reaches_it(command, monkeypatch, tmp_path):

@@ -237,8 +237,8 @@ def _trial_over(details: Mapping[str, Any]) -> str:
     accuracy, loss = details["validation_accuracy"], details["validation_loss"]
     came_to = "" if accuracy is None else f", held out: {loss:.4f}, {accuracy:.4f}"
     return (
-        f"trial      {details['trial']}{seed}: {details['state']}{why} after {details['epochs']} "
-        f"epochs and {details['seconds']:.1f} s{came_to}"
+        f"trial      {details['trial']}{seed}: {details['state']}{why}, {details['epochs']} epochs "
+        f"in {details['seconds']:.1f} s{came_to}"
     )
 
 
@@ -256,13 +256,17 @@ def _study_over(details: Mapping[str, Any]) -> str:
 def _chosen(details: Mapping[str, Any]) -> str:
     head = f"{'trial':>5}  {'was':>6}  {'is now':>6}  {'spread':>6}  {'p':>5}  {'seconds':>7}"
     lines = ["", f"{head}  {'parameters':>10}  mean of {details['seeds']} fresh seeds"]
-    for each in details["finalists"]:
-        apart = "worse" if each["is_apart"] else "can't be told apart from the first"
+    for number, each in enumerate(details["finalists"]):
+        apart = "worse" if each["is_apart"] else "can't be told apart" if number else "the first"
         lines.append(
             f"{each['trial']:>5}  {each['trial_accuracy']:.4f}  {each['accuracy']:.4f}  "
             f"{each['spread']:.4f}  {each['p']:5.3f}  {each['seconds']:7.1f}  "
             f"{each['parameters']:>10,}  {apart}: {_values(each['values'])}"
         )
+    lines += [
+        f"{each['trial']:>5}  failed with fresh seed {each['fresh_seed']}: {each['why']}"
+        for each in details["failed"]
+    ]
     return "\n".join(
         [
             *lines,
@@ -274,7 +278,7 @@ def _chosen(details: Mapping[str, Any]) -> str:
 
 
 def _values(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+    return ", ".join(f"{name.replace('_', '-')} {value}" for name, value in values.items())
 
 
 _WARNINGS = (
@@ -398,8 +402,8 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         + (f", fresh seed {details['fresh_seed']}" if details["fresh_seed"] else "")
     ),
     "rung_decided": lambda details: (
-        f"rung       after {details['epoch']} epochs: {'goes on' if details['kept'] else 'halted'},"
-        f" rank {details['rank']} of {details['seen']}, {details['places']} go on"
+        f"rung       after epoch {details['epoch']}: {'goes on' if details['kept'] else 'halted'}, "
+        f"rank {details['rank']} of the {details['seen']} so far, of which {details['places']} may"
     ),
     "trial_over": _trial_over,
     "study_over": _study_over,

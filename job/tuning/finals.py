@@ -7,8 +7,10 @@ Two configs are compared by a paired t test over the seeds (Student, 1908), one-
 same initial weights, order and held-out examples at each seed, and their differences over the seeds
 are what another training would see again. The images are not the unit that is drawn: all trials
 have the same, and a test by image would take a lucky seed for a better config. Each p-value is
-multiplied by the number of comparisons (Bonferroni). Among those that can't be told apart from the
-best mean the cheapest is taken.
+multiplied by the number of comparisons (Bonferroni). Then the truly best of them is, with 95 %,
+among those that can't be told apart from the best mean, whichever that is: it is left out only if
+one of the others looks better than it by chance (a subset as that of Gupta, 1965). Of this subset
+the cheapest is taken.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +23,7 @@ from job.errors import MissingInputError
 from job.process.preemption import Preemption
 from job.results.statistics import student_tail
 from job.tuning import tuner
+from job.tuning.space import flag
 from job.tuning.study import Study, found
 
 TOP = 4
@@ -80,7 +83,11 @@ def run(study: Study, words: Sequence[str], preemption: Preemption) -> int:
         MissingInputError: no trial is complete.
         JobError: as `tuner.run_trials`.
     """
-    for result in top(study):
+    if not (best := top(study)):
+        raise MissingInputError(
+            f"{study.place} has no complete trial yet: run some, without --best"
+        )
+    for result in best:
         for fresh_seed in range(1, SEEDS + 1):
             trial = result["trial"]
             if found(study.final(trial, fresh_seed)) is None and (
@@ -91,38 +98,44 @@ def run(study: Study, words: Sequence[str], preemption: Preemption) -> int:
 
 
 def top(study: Study) -> list[dict[str, Any]]:
-    """Return what the best trials came to, of each set of values one, the best first.
-
-    Raises:
-        MissingInputError: no trial is complete.
-    """
+    """Return what the best trials came to, of each set of values one, the best first."""
     best: list[dict[str, Any]] = []
     for result in study.ranked(study.results()):
         if result["values"] not in [other["values"] for other in best]:
             best.append(result)
-    if not best:
-        raise MissingInputError(
-            f"{study.place} has no complete trial yet: run some, without --best"
-        )
     return best[:TOP]
 
 
-def finalists(study: Study) -> list[Finalist]:
-    """Return those whose finals are all complete, the best mean first, with their p-values.
+def are_over(study: Study) -> bool:
+    """Tell whether there are finals, and each of them has come to something."""
+    best = top(study)
+    return bool(best) and all(len(_finals_of(study, each["trial"])) == SEEDS for each in best)
 
-    Raises:
-        MissingInputError: there are none: with other seeds each of them fails.
-    """
+
+def finalists(study: Study) -> list[Finalist]:
+    """Return those whose finals are all complete, the best mean first, with their p-values."""
     found_ones = [each for each in (_finalist(study, result) for result in top(study)) if each]
-    if not found_ones:
-        raise MissingInputError(f"{study.place}/finals: every one failed: vary over other values")
-    return _compared(study, found_ones)
+    return _compared(study, found_ones) if found_ones else []
+
+
+def failures(study: Study) -> list[dict[str, Any]]:
+    """Return which trial failed with which fresh seed, and why: it is no finalist."""
+    return [
+        {name: final[name] for name in ("trial", "fresh_seed", "why")}
+        for result in top(study)
+        for final in _finals_of(study, result["trial"])
+        if final["state"] == "failed"
+    ]
+
+
+def _finals_of(study: Study, trial: int) -> list[dict[str, Any]]:
+    finals = (found(study.final(trial, seed)) for seed in range(1, SEEDS + 1))
+    return [final for final in finals if final is not None]
 
 
 def _finalist(study: Study, result: Mapping[str, Any]) -> Finalist | None:
     trial = result["trial"]
-    runs = [found(study.final(trial, seed)) for seed in range(1, SEEDS + 1)]
-    complete = [each for each in runs if each is not None and each["state"] == "complete"]
+    complete = [each for each in _finals_of(study, trial) if each["state"] == "complete"]
     if len(complete) < SEEDS:
         return None
     return Finalist(
@@ -191,7 +204,7 @@ def train_words(config: RunConfig) -> list[str]:
         if name in skipped or value == getattr(RunConfig, name, None):
             continue
         words += [
-            f"--{name.replace('_', '-')}",
+            f"--{flag(name)}",
             repr(value) if isinstance(value, float) else str(value),
         ]
     return words

@@ -57,7 +57,7 @@ class Dimension:
         """Return the text that it is parsed from."""
         values = [repr(value) if isinstance(value, float) else str(value) for value in self.values]
         text = "..".join(values) if self.is_range else ",".join(values)
-        return f"{self.name.replace('_', '-')}={text}{':log' if self.in_log else ''}"
+        return f"{flag(self.name)}={text}{':log' if self.in_log else ''}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Space:
         names = [dimension.name for dimension in dimensions]
         for name in names:
             if names.count(name) > 1:
-                raise UsageError(f"--vary {name.replace('_', '-')} is given twice: give it once")
+                raise UsageError(f"--vary {flag(name)} is given twice: give it once")
         return cls(dimensions)
 
     @property
@@ -96,6 +96,11 @@ class Space:
         return {dimension.name: dimension.at(share) for dimension, share in pairs}
 
 
+def flag(name: str) -> str:
+    """Return what a field of `RunConfig` is called on the command line."""
+    return name.replace("_", "-")
+
+
 def lines(text: str) -> list[str]:
     """Return the values of `--vary` in a file: one a line, `#` begins a comment."""
     bare = (line.partition("#")[0].strip() for line in text.splitlines())
@@ -103,14 +108,14 @@ def lines(text: str) -> list[str]:
 
 
 def _dimension(text: str) -> Dimension:
-    flag, equals, wanted = text.strip().removeprefix("--").partition("=")
-    name = flag.strip().replace("-", "_")
+    before, equals, wanted = text.strip().removeprefix("--").partition("=")
+    name = before.strip().replace("-", "_")
     known = (*WHOLE, *REAL, *NAMED)
     if not equals or not wanted.strip():
         raise UsageError(f"--vary must be {_SHAPES}, not {text[:80]!r}")
     if name not in known:
-        can = ", ".join(each.replace("_", "-") for each in known)
-        raise UsageError(f"--vary can be of {can}, not of {flag.strip()[:40]!r}")
+        can = ", ".join(map(flag, known))
+        raise UsageError(f"--vary can be of {can}, not of {before.strip()[:40]!r}")
     found = _RANGE.fullmatch(wanted.strip())
     if found is None:
         values = tuple(_value(name, each, text) for each in wanted.split(","))
@@ -118,7 +123,7 @@ def _dimension(text: str) -> Dimension:
             raise UsageError(f"--vary {text[:80]!r} names a value twice: once is enough")
         return Dimension(name, values)
     if name in NAMED:
-        raise UsageError(f"--vary {text[:80]!r}: {name} has no range, give {flag}=A,B,C")
+        raise UsageError(f"--vary {text[:80]!r}: {name} has no range, give {flag(name)}=A,B,C")
     low, high = (_value(name, found[number], text) for number in (1, 2))
     assert not isinstance(low, str) and not isinstance(high, str)  # noqa: PT018  only names are
     if not low < high:

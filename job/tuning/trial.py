@@ -72,7 +72,7 @@ def run_trial(
         facts = {"state": "failed", "why": str(error)}
     if watch.halted_by is not None:
         rank, seen = watch.halted_by["rank"], len(watch.halted_by["seen"])
-        facts = {"state": "halted", "why": f"rank {rank} of {seen} after {watch.epochs} epochs"}
+        facts = {"state": "halted", "why": f"rank {rank} of {seen} after epoch {watch.epochs}"}
     result = {
         "schema_version": SCHEMA_VERSION,
         "trial": trial,

@@ -8,10 +8,11 @@ import typer
 from scipy import stats
 from studies import make_study, run, scored, stand_in
 
-from job import cli
+from job import cli, tunes
 from job.config import RunConfig
-from job.errors import MissingInputError
+from job.errors import MissingInputError, UsageError
 from job.process.preemption import Preemption
+from job.process.progress import Progress
 from job.results import publishing
 from job.tuning import finals, tuner
 from job.tuning.study import Study
@@ -46,8 +47,9 @@ def leave(study: Study, trial: int, accuracies, seconds: float, was: float = 0.5
     result = {"trial": trial, "state": "complete", "values": {"dropout": trial / 10}, **figures}
     put(study.trial(trial), result | {"validation_accuracy": was, "seconds": 1.0})
     for fresh_seed, accuracy in enumerate(accuracies, 1):
-        state = "failed" if accuracy is None else "complete"
-        final = result | {"state": state, "validation_accuracy": accuracy, "seconds": seconds}
+        state, why = ("failed", "it diverged") if accuracy is None else ("complete", None)
+        final = result | {"state": state, "why": why, "fresh_seed": fresh_seed}
+        final |= {"validation_accuracy": accuracy, "seconds": seconds}
         put(study.final(trial, fresh_seed), final)
 
 
@@ -91,12 +93,29 @@ def test_the_loss_decides_where_it_is_the_objective(tmp_path):
     assert [(each.trial, each.is_apart) for each in compared] == [(1, False), (0, True)]
 
 
-def test_one_that_fails_with_another_seed_is_no_finalist(study):
+def test_one_that_fails_with_another_seed_is_no_finalist_and_told_of(study, monkeypatch, capsys):
     leave(study, 0, [0.9, 0.9, None, 0.9, 0.9], seconds=1)
-    with pytest.raises(MissingInputError, match="every one failed"):
-        finals.finalists(study)
+    failed = [{"trial": 0, "fresh_seed": 3, "why": "it diverged"}]
+    assert (finals.finalists(study), finals.failures(study)) == ([], failed)
+    monkeypatch.setattr(tuner, "run_one", lambda *_: pytest.fail("all of them are over"))
+    with pytest.raises(UsageError, match=r"failed with another seed.*it diverged"):
+        tunes._best(study, [], Preemption(), Progress("text"))
     leave(study, 1, [0.8] * 5, seconds=1)
     assert [each.trial for each in finals.finalists(study)] == [1]
+    chosen = tunes._best(study, [], Preemption(), Progress("text"))["chosen"]
+    assert chosen["trial"] == 1
+    told = capsys.readouterr().out
+    assert "0  failed with fresh seed 3: it diverged" in told
+    assert "1  0.5000  0.8000  0.0000  1.000" in told
+    assert f"command    {chosen['command']}" in told
+
+
+def test_finals_are_over_when_each_has_come_to_something(study):
+    assert not finals.are_over(study)  # there are none
+    leave(study, 0, [0.9] * 4, seconds=1)
+    assert not finals.are_over(study)
+    leave(study, 0, [0.9] * 4 + [None], seconds=1)
+    assert finals.are_over(study)
 
 
 def test_without_a_complete_trial_there_is_nothing_to_run_again(study):
@@ -119,9 +138,10 @@ def test_the_top_four_of_different_values_run_again_and_only_what_is_missing(stu
     assert finals.run(study, [], Preemption()) == 75
 
 
-def test_finals_are_scored_anew_with_seeds_that_no_trial_had(study, monkeypatch):
+def test_finals_are_scored_anew_with_seeds_that_no_trial_had(tmp_path, monkeypatch):
     stand_in(monkeypatch)
-    for number in range(12):
+    study = make_study(tmp_path, epochs=2)
+    for number in range(9):
         run(study, number)
     monkeypatch.setattr(
         tuner, "run_one", lambda _, trial, seed, __: run(study, trial, fresh_seed=seed) and 0
@@ -131,7 +151,7 @@ def test_finals_are_scored_anew_with_seeds_that_no_trial_had(study, monkeypatch)
     assert len(compared) >= 2
     for each in compared:
         fresh = [
-            scored(study.config(each.trial, each.values, seed), 9)["validation_accuracy"]
+            scored(study.config(each.trial, each.values, seed), 2)["validation_accuracy"]
             for seed in range(1, 6)
         ]
         assert list(each.accuracies) == fresh
