@@ -1,7 +1,6 @@
 """The command of studies: trials, the best of them again, and a picture of all."""
 
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -205,8 +204,7 @@ def _best(
             f"{failed[0]['why']}"
         )
     chosen = finals.cheapest(compared)
-    command = shlex.join(finals.train_words(plan.config(chosen.trial, chosen.values)))
-    told = {"trial": chosen.trial, "command": command}
+    told = {"trial": chosen.trial, "command": finals.command(plan, chosen)}
     documents = [each.document for each in compared]
     progress.event("chosen", **told, seeds=finals.SEEDS, finalists=documents, failed=failed)
     return {"chosen": told}

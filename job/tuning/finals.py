@@ -13,6 +13,7 @@ one of the others looks better than it by chance (a subset as that of Gupta, 196
 the cheapest is taken.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean, stdev
@@ -193,18 +194,19 @@ def cheapest(compared: Sequence[Finalist]) -> Finalist:
     return min(equal, key=lambda each: (each.seconds, each.parameters))
 
 
-def train_words(config: RunConfig) -> list[str]:
-    """Return the `train` command of a config, on all training images where it can be.
+def command(study: Study, chosen: Finalist) -> str:
+    """Return the `train` command of a finalist, on all training images where it can be.
 
     Early stopping needs held-out ones; what isn't said is `train`'s default.
     """
+    config = study.config(chosen.trial, chosen.values)
     words = ["mnist-job", "train"]
     skipped = () if config.early_stopping else _LEFT_OUT
-    for name, value in config.identity.items():
+    for name, value in {**config.identity, "output": study.output}.items():
         if name in skipped or value == getattr(RunConfig, name, None):
             continue
         words += [
             f"--{flag(name)}",
             repr(value) if isinstance(value, float) else str(value),
         ]
-    return words
+    return shlex.join(words)

@@ -7,7 +7,6 @@ logarithms of their errors do: 0.99 is as far from 0.98 as 0.995 from 0.99.
 """
 
 import math
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from statistics import mean, stdev
@@ -205,10 +204,9 @@ def _finals(study: Study) -> list[str]:
     parts.append(_table(heads, rows))
     if compared:
         chosen = finals.cheapest(compared)
-        command = shlex.join(finals.train_words(study.config(chosen.trial, chosen.values)))
         parts.append(
             f"<p>The cheapest of those that can't be told apart is trial {chosen.trial}:</p>"
-            f"<p><code>{escape(command)}</code></p>"
+            f"<p><code>{escape(finals.command(study, chosen))}</code></p>"
         )
     return parts
 

@@ -1,6 +1,7 @@
 """The top few again: who can't be told apart, by a test as SciPy's, who is cheap, which command."""
 
 import math
+import shlex
 from pathlib import Path
 
 import pytest
@@ -169,7 +170,8 @@ def test_the_command_trains_the_very_config(tmp_path, early_stopping):
     values = {"learning_rate": 0.01234, "augment": "affine", "augment_strength": 0.5679,
               "batch_size": 77}  # fmt: skip
     wanted = study.config(0, values)
-    program, name, *flags = finals.train_words(wanted)
+    chosen = finals.Finalist(0, values, 0.9, (0.9, 0.8), (0.1, 0.2), 5.0, 7)
+    program, name, *flags = shlex.split(finals.command(study, chosen))
     assert (program, name) == ("mnist-job", "train")
     command = typer.main.get_command(cli.app).commands["train"]
     given = command.make_context("train", flags).params
@@ -180,3 +182,4 @@ def test_the_command_trains_the_very_config(tmp_path, early_stopping):
         assert "--validation" not in flags
         found |= held_out
     assert found == wanted.identity
+    assert given["output"] == study.output
