@@ -167,6 +167,7 @@ def _one(
     """Run the trial and fresh seed `which` in this process, and return the verdict on it."""
     from job.tuning.trial import run_trial  # noqa: PLC0415
 
+    tuner.stop_with_parent()
     trial, fresh_seed = which
     result = run_trial(plan, trial, cluster, preemption, progress, fresh_seed=fresh_seed)
     told = {each: value for each, value in result.items() if each != "schema_version"}

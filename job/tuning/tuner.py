@@ -6,7 +6,9 @@ so that decisions which depend on who came to a rung before are the same however
 again.
 """
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,7 +18,9 @@ from job.process.preemption import Preemption
 from job.tuning.study import Study, found
 from job.workers import watchdog
 
-ONE = "MNIST_JOB_INTERNAL_TRIAL"  # variable: trial and fresh seed that this process is to run
+# Variable: trial and fresh seed that this process is to run, and the process that started it.
+ONE = "MNIST_JOB_INTERNAL_TRIAL"
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def run_trials(study: Study, trials: int, words: Sequence[str], preemption: Preemption) -> int:
@@ -52,7 +56,7 @@ def run_one(words: Sequence[str], trial: int, fresh_seed: int, preemption: Preem
     process = subprocess.Popen(
         # Safe from whatever is called `job` or `json` in the current folder.
         [sys.executable, "-P", "-m", "job", *words],
-        env=os.environ | {ONE: f"{trial} {fresh_seed}", watchdog.SPENT: spent},
+        env=os.environ | {ONE: f"{trial} {fresh_seed} {os.getpid()}", watchdog.SPENT: spent},
     )
     try:
         with preemption.passed_on(process.pid):
@@ -77,5 +81,18 @@ def which() -> tuple[int, int] | None:
     told = os.environ.get(ONE)
     if not told:
         return None
-    trial, fresh_seed = told.split()
+    trial, fresh_seed, _ = told.split()
     return int(trial), int(fresh_seed)
+
+
+def stop_with_parent() -> None:
+    """Let this process, if `run_one` started it, be stopped by SIGTERM when its parent is no more.
+
+    Else a trial whose study was killed would go on beside the one that goes on with it. On Linux:
+    elsewhere the two are twins, which do each other no harm.
+    """
+    if not os.environ.get(ONE) or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != os.environ[ONE].split()[2]:  # it was killed before
+        os.kill(os.getpid(), signal.SIGTERM)

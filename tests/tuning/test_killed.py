@@ -24,7 +24,8 @@ TRIALS = 16
 FLAGS = (
     "--study", "s", "--trials", str(TRIALS), "--epochs", "6", "--log", "json",
     "--checkpoint-seconds", "0", "--reduction", "2", "--vary", "learning-rate=0.0003..10:log",
-    "--vary", "batch-size=16..64", "--vary", "augment=none,shift",
+    "--vary", "batch-size=16..64", "--vary", "weight-decay=0.01..10:log",
+    "--vary", "augment=none,shift",
 )  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def test_a_study_killed_at_random_points_ends_with_the_winner_of_the_unbroken_on
     assert (unbroken["event"], unbroken["trials"]) == ("study_over", TRIALS)
     assert unbroken["complete"] > 0
     assert unbroken["halted"] > 0
+    assert unbroken["failed"] > 0  # weights that such a decay makes grow without end
 
     for twin in [start(data, killed, "--trial", "0") for _ in range(2)]:  # an index twice, at once
         assert twin.wait() in {0, 75}  # 75: it met checkpoints that its twin took away
@@ -89,11 +91,15 @@ def test_a_study_killed_at_random_points_ends_with_the_winner_of_the_unbroken_on
         try:
             process.wait(timeout=draw.uniform(0.3, 3) * a_trial)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            if draw.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()  # the study alone: its trial is told to stop by the system
             process.wait()
             kills += 1
         else:
-            break
+            if process.returncode != 75:  # it met the trial that was about to stop
+                break
     print(f"\n{kills} kills at random points (seed {seed}) of a study of {TRIALS} trials")
     assert kills >= TRIALS // 4
     again = end(process, killed) | {"study": unbroken["study"], "time": unbroken["time"]}

@@ -6,6 +6,7 @@ The processes are a shell script in place of Python, which acts by what it is to
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -42,7 +43,9 @@ def test_each_trial_that_is_not_over_is_run_with_the_same_words(study, tmp_path,
     told = acting(monkeypatch, tmp_path, "exit 0")
     assert tuner.run_trials(study, 4, ["tune", "--study", "s"], Preemption()) == 0
     words = "-P -m job tune --study s"
-    assert told.read_text().splitlines() == [f"{trial} 0 {words}" for trial in (0, 2, 3)]
+    assert told.read_text().splitlines() == [
+        f"{trial} 0 {os.getpid()} {words}" for trial in (0, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize("code", [65, 75, 143])
@@ -95,7 +98,41 @@ def test_the_time_limit_is_that_of_the_study(study, tmp_path, monkeypatch):
 
 def test_a_process_knows_what_it_was_started_for(monkeypatch):
     assert tuner.which() is None
-    monkeypatch.setenv(tuner.ONE, "7 0")
+    monkeypatch.setenv(tuner.ONE, "7 0 99")
     assert tuner.which() == (7, 0)
-    monkeypatch.setenv(tuner.ONE, "3 2")
+    monkeypatch.setenv(tuner.ONE, "3 2 99")
     assert tuner.which() == (3, 2)
+
+
+STUDY = """
+import os, subprocess, sys
+from job.tuning import tuner
+pid = os.getpid() if sys.argv[2] == "alive" else 1
+told = os.environ | {tuner.ONE: f"0 0 {pid}"}
+trial = subprocess.Popen([sys.executable, "-c", sys.argv[1]], env=told)
+trial.wait()
+"""
+TRIAL = """
+import signal, sys, time
+from job.tuning import tuner
+def stop(*_):
+    print("stopped", flush=True)
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+tuner.stop_with_parent()
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where the system tells of a parent's end")
+@pytest.mark.parametrize("at_first", ["alive", "gone"])
+def test_a_trial_is_stopped_when_its_study_is_killed(at_first):
+    command = [sys.executable, "-c", STUDY, TRIAL, at_first]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as study:
+        if at_first == "alive":
+            assert study.stdout.readline() == "up\n"
+            study.kill()
+        began = time.monotonic()
+        assert study.stdout.read() == "stopped\n"
+        assert time.monotonic() - began < 30
