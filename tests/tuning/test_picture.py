@@ -127,3 +127,7 @@ def test_a_study_of_failures_alone_or_of_one_trial_can_be_drawn(tmp_path):
     for state, accuracy in (("failed", None), ("complete", 0.9), ("halted", 0.9)):
         one = {**result(0, state, accuracy), "values": {"dropout": 0.25}}
         assert len(drawings(picture.draw(study, [one]))) == 2
+
+
+def test_of_labels_without_room_the_first_is_kept():
+    assert picture._with_room([10.0, 20.0, 30.0, 12.0]) == [10.0, 30.0]
