@@ -118,7 +118,7 @@ def write(path: str | None, verdict: dict[str, Any]) -> str | None:
 def to_json(verdict: dict[str, Any]) -> bytes:
     """Return `verdict` as one line of JSON; texts too long for 4 KB lose their ends."""
     limit = MAX_BYTES
-    while len(line := json.dumps(verdict, allow_nan=False).encode() + b"\n") > MAX_BYTES:
+    while len(line := json.dumps(verdict, allow_nan=False).encode() + b"\n") > MAX_BYTES and limit:
         limit //= 2
         verdict = {
             name: f"{value[:limit]}..." if isinstance(value, str) and len(value) > limit else value

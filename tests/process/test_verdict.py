@@ -70,6 +70,12 @@ def test_a_long_error_is_cut_to_what_kubernetes_keeps(text) -> None:
     assert json.loads(line)["code"] == 70
 
 
+def test_a_verdict_that_is_long_for_other_reasons_than_its_texts_is_told_all_the_same() -> None:
+    """Nothing can be cut there: better too long than to try for ever."""
+    told = {"why": "x" * 9_000, "values": {"data": "y" * 9_000}}
+    assert json.loads(verdict.to_json(told)) == told | {"why": "..."}
+
+
 def test_a_short_error_is_not_cut() -> None:
     assert json.loads(verdict.to_json(verdict.failure("x" * 3_000, 70)))["error"] == "x" * 3_000
 
