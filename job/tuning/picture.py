@@ -191,9 +191,9 @@ def _finals(study: Study) -> list[str]:
             f"{each.p:.3f}",
             f"{each.seconds:.1f}",
             f"{each.parameters:,}",
-            "worse" if each.is_apart else "can't be told apart from the first",
+            "worse" if each.is_apart else "can't be told apart" if number else "the first",
         ]
-        for each in compared
+        for number, each in enumerate(compared)
     ]
     rows += [
         [each["trial"], *[""] * 6, f"failed with fresh seed {each['fresh_seed']}: {each['why']}"]

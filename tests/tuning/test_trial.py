@@ -14,6 +14,7 @@ from studies import make_study, run, stand_in
 from job import storage
 from job.errors import ClusterError, ConflictError, StoppedError, UsageError
 from job.results import provenance
+from job.storage import Place
 from job.training import checkpoint
 from job.tuning import trial
 from job.tuning.study import Study
@@ -177,47 +178,54 @@ def tiny(mnist, tmp_path) -> str:
     return str(path)
 
 
-def test_a_real_trial_goes_on_after_a_kill_to_the_same_bits(tiny, tmp_path, monkeypatch):
-    """Killed once it has decided to halt, before that was heeded; and without a look at the test.
+def real(tiny: str, folder: Path, monkeypatch, *, killed: bool) -> tuple[dict, Path]:
+    """Run a real trial that is halted, and may be killed once that is decided and not yet heeded.
 
-    One trial, compiled thrice; all others of its kind are tests of the stand-in, or marked slow.
+    Returns:
+        What it came to, and its only checkpoint.
     """
-    monkeypatch.setattr(
-        "job.results.evaluation.evaluate", lambda *_: pytest.fail("a trial looked at the test set")
+    looks = "job.results.evaluation.evaluate"
+    monkeypatch.setattr(looks, lambda *_: pytest.fail("a trial looked at the test set"))
+    study = make_study(folder, data=tiny, epochs=4, first_rung=2)
+    better = {"trial": 1, "epoch": 2, "validation_loss": 0.0, "validation_accuracy": 1.0}
+    storage.create(study.rung(2, 1), json.dumps(better).encode())
+    create = storage.create
+
+    def die_after_the_decision(place, data):
+        create(place, data)
+        if "decisions" in str(place):
+            raise Killed
+
+    if killed:
+        with monkeypatch.context() as patch:
+            patch.setattr(storage, "create", die_after_the_decision)
+            with pytest.raises(Killed):
+                run(study, 0)
+        assert study.results() == []
+    result = run(study, 0)
+    assert (result["state"], result["epochs"]) == ("halted", 2)
+    assert not storage.exists(study.run(0) / "metrics.json")
+    # The last attempt's: `Killed` is an exception, so the one before has left its end as well.
+    *_, end = sorted(Path(study.run(0).key, "attempts").glob("*-end.json"))
+    assert json.loads(end.read_text())["status"] == "halted"
+    [state] = Path(study.run(0).key, "checkpoints").iterdir()
+    return {**files_of(study), "result": result | {"seconds": 0}}, state
+
+
+def test_a_real_trial_is_halted_without_a_look_at_the_test_set(tiny, tmp_path, monkeypatch):
+    real(tiny, tmp_path, monkeypatch, killed=False)
+
+
+@pytest.mark.slow
+def test_a_real_trial_goes_on_after_a_kill_to_the_same_bits(tiny, tmp_path, monkeypatch):
+    (one, state), (other, others_state) = (
+        real(tiny, tmp_path / f"{killed}", monkeypatch, killed=killed) for killed in (False, True)
     )
-    folders = []
-    for name in ("unbroken", "killed"):
-        study = make_study(tmp_path / name, data=tiny, epochs=4, first_rung=2)
-        better = {"trial": 1, "epoch": 2, "validation_loss": 0.0, "validation_accuracy": 1.0}
-        storage.create(study.rung(2, 1), json.dumps(better).encode())
-        if name == "killed":
-            create = storage.create
-
-            def die_after_the_decision(place, data, create=create):
-                create(place, data)
-                if "decisions" in str(place):
-                    raise Killed
-
-            with monkeypatch.context() as patch:
-                patch.setattr(storage, "create", die_after_the_decision)
-                with pytest.raises(Killed):
-                    run(study, 0)
-            assert study.results() == []
-        result = run(study, 0)
-        assert (result["state"], result["epochs"]) == ("halted", 2)
-        assert not storage.exists(study.run(0) / "metrics.json")
-        # The last attempt's: `Killed` is an exception, so the one before has left its end as well.
-        *_, end = sorted(Path(study.run(0).key, "attempts").glob("*-end.json"))
-        assert json.loads(end.read_text())["status"] == "halted"
-        [state] = checkpoint.names_in(study.run(0) / "checkpoints")
-        timed = checkpoint.read(study.run(0) / "checkpoints" / state)
-        folders.append((result | {"seconds": 0}, timed.step, timed.arrays, files_of(study)))
-    (one, steps, arrays, files), (other, others_steps, others_arrays, others_files) = folders
-    assert (one, steps) == (other, others_steps)
-    assert arrays.keys() == others_arrays.keys()
-    assert all(np.array_equal(arrays[name], others_arrays[name]) for name in arrays)
-    for name in ("rungs/2/000000.json", "decisions/2/000000.json"):
-        assert files[name] == others_files[name]
+    for name in ("result", "rungs/2/000000.json", "decisions/2/000000.json"):
+        assert one[name] == other[name]
+    mine, theirs = (checkpoint.read(Place.of(path)) for path in (state, others_state))
+    assert (mine.step, mine.arrays.keys()) == (theirs.step, theirs.arrays.keys())
+    assert all(np.array_equal(mine.arrays[name], theirs.arrays[name]) for name in mine.arrays)
 
 
 def test_a_trial_that_ends_early_by_itself_is_complete(tmp_path, monkeypatch):
