@@ -321,14 +321,55 @@ def test_accuracy_and_ablation_run_print_and_leave_what_they_saw(tmp_path, small
 
     held_out = run("accuracy.py", *words, "--held-out").splitlines()
     documents = json.loads(out.read_text())["runs"]
-    assert [document["config"]["validation_seed"] for document in documents] == [0, 1]
+    # A config leaves out of its identity what is as it is without a flag.
+    drawn_by = [document["config"].get("validation_seed", 0) for document in documents]
+    assert drawn_by == [0, 1]
     last = [document["train"]["history"][-1]["validation_accuracy"] for document in documents]
     assert held_out[-1].split()[:2] == ["reference", f"{100 * statistics.mean(last):.3f}"]
 
     lines = run("ablation.py", *words, "--only", "second moment").splitlines()
-    base = json.loads(out.read_text())["accuracy"]["as it is"]
+    base = [run["accuracy"] for run in json.loads(out.read_text())["runs"]["as it is"]]
     assert base == last  # the same runs: what is held out depends on the seed alone
     assert [line[:24].strip() for line in lines[2:]] == ["as it is", "Adam, second moment 0.99"]
+
+
+def test_an_ablation_that_was_ended_goes_on_with_what_it_has(tmp_path, monkeypatch, capsys):
+    trained = []
+
+    def train(flags, seed, *, held_out, program):
+        assert held_out
+        if len(trained) == 3:
+            raise SystemExit(143)
+        trained.append((*flags, program[-1], seed))
+        return trained[-1]
+
+    monkeypatch.setattr(accuracy, "train", train)
+    monkeypatch.setattr(accuracy, "run_of", lambda said: runs(*[0.99] * (said[-1] + 1))[-1])
+    out = tmp_path / "ablation.json"
+    row = ablation.Row("Lion", ("--learning-rate", "0.1"), "lion")
+    flags = ("--preset", "fast")
+    kept = ablation.Kept(out, flags)
+    assert len(kept.runs(ablation.Row("as it is"), 2)) == 2
+    with pytest.raises(SystemExit):
+        kept.runs(row, 2)
+    first, trained[:] = trained[:], []
+    assert capsys.readouterr().err == ""
+
+    again = ablation.Kept(out, flags)
+    assert "3 trainings" in capsys.readouterr().err
+    assert [run.seed for run in again.runs(ablation.Row("as it is"), 2)] == [0, 1]
+    assert [run.seed for run in again.runs(row, 2)] == [0, 1]
+    assert [*first, *trained] == [
+        (*flags, "job", 0),
+        (*flags, "job", 1),
+        (*flags, *row.flags, "lion", 0),
+        (*flags, *row.flags, "lion", 1),
+    ]
+    trained.clear()
+    ablation.Kept(out, ("--preset", "cnn")).runs(row, 1)
+    monkeypatch.setattr(ablation, "program_digest", lambda: "another")
+    ablation.Kept(out, ("--preset", "cnn")).runs(row, 1)
+    assert len(trained) == 2  # nothing of other flags, nothing of another program
 
 
 def test_a_failed_training_ends_it_with_the_jobs_own_words():

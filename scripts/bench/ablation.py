@@ -7,20 +7,27 @@
 Row and preset are compared seed by seed: of one seed both hold out the same images, begin with the
 same weights and take the images in the same order. The test set has no part in it. What flags can't
 change is changed in the running program (variants.py). Words after `--` go to `mnist-job train`.
+
+Every training is kept in ablation.json as soon as it has ended. One that was ended goes on there;
+to measure the same again, remove it.
 """
 
 import argparse
+import hashlib
+import json
 import math
 import statistics
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import accuracy
 import children
+import machine
 from accuracy import Run
-from environments import FOLDER
+from environments import FOLDER, REPOSITORY
 
 from job.config import PRESETS, STRENGTH, RunConfig
 
@@ -56,16 +63,51 @@ def main() -> None:
         parser.error(f"--only {arguments.only!r} is in no row's name: {names}")
     children.end_by_exception()
     base_flags = ["--preset", arguments.preset, *arguments.flags]
+    kept = Kept(arguments.output, base_flags)
     print(f"mnist-job train {' '.join(base_flags)}, % of held-out images\n{HEAD}", flush=True)
-    base = measured(Row("as it is"), base_flags, arguments.seeds)
+    base = kept.runs(Row("as it is"), arguments.seeds)
     print(line("as it is", base, None), flush=True)
-    told = {"as it is": [run.accuracy for run in base]}
-    document = accuracy.begun() | {"flags": base_flags, "accuracy": told}
     for row in chosen:
-        runs = measured(row, base_flags, arguments.seeds)
-        print(line(row.name, runs, base), flush=True)
-        told[row.name] = [run.accuracy for run in runs]
-        accuracy.keep(document, arguments.output)
+        print(line(row.name, kept.runs(row, arguments.seeds), base), flush=True)
+
+
+class Kept:
+    """The trainings of one preset, in a file that has each as soon as it has ended."""
+
+    def __init__(self, path: Path, flags: Sequence[str]) -> None:
+        """Go on with what `path` has, if that is of the same flags, program and machine."""
+        self._path, self._flags = path, list(flags)
+        of = {"flags": self._flags, "program": program_digest(), "cpu": machine.facts()["cpu"]}
+        self._document = accuracy.begun() | of | {"runs": {}}
+        if not path.is_file():
+            return
+        found = json.loads(path.read_text())
+        if all(found.get(name) == value for name, value in of.items()):
+            self._document = found
+            count = sum(map(len, found["runs"].values()))
+            print(f"ablation: {count} trainings are in {path} already", file=sys.stderr, flush=True)
+
+    def runs(self, row: Row, seeds: int) -> list[Run]:
+        """Return a run of each seed of `row`, trained where there is none."""
+        name = " ".join([row.variant or "", *row.flags]).strip() or "as it is"
+        runs = self._document["runs"].setdefault(name, [])
+        program = ["-P", "-m", "job"]
+        if row.variant is not None:
+            program = [str(HERE / "variants.py"), row.variant]
+        words = [*self._flags, *row.flags]
+        for seed in range(len(runs), seeds):
+            metrics = accuracy.train(words, seed, held_out=True, program=program)
+            runs.append(asdict(accuracy.run_of(metrics)))
+            accuracy.keep(self._document, self._path)
+        return [Run(**run) for run in runs[:seeds]]
+
+
+def program_digest() -> str:
+    """Return a digest of the job's code and of what changes it: of another one nothing is kept."""
+    digest = hashlib.sha256((HERE / "variants.py").read_bytes())
+    for path in sorted((REPOSITORY / "job").rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def rows(preset: Any) -> list[Row]:
@@ -134,18 +176,6 @@ def _augmentations(base: RunConfig) -> list[Row]:
             ("--augment", "affine", "--augment-strength", f"{strength * factor:.2g}"),
         )
         for factor in factors
-    ]
-
-
-def measured(row: Row, flags: Sequence[str], seeds: int) -> list[Run]:
-    """Return a run of each seed, of `row` and what else `flags` say."""
-    program = ["-P", "-m", "job"]
-    if row.variant is not None:
-        program = [str(HERE / "variants.py"), row.variant]
-    words = [*flags, *row.flags]
-    return [
-        accuracy.run_of(accuracy.train(words, seed, held_out=True, program=program))
-        for seed in range(seeds)
     ]
 
 

@@ -111,7 +111,9 @@ def begun() -> dict[str, Any]:
 def keep(document: dict[str, Any], path: Path) -> None:
     """Write what was measured so far."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(document, indent=1) + "\n")
+    unfinished.replace(path)  # whoever is killed meanwhile finds the one before
 
 
 def train(
