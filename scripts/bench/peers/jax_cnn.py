@@ -2,8 +2,8 @@
 
 `conv`: `lax.conv` in one jitted step after the other. In a scan XLA's convolutions are several
 times slower on a CPU (jax-ml/jax#12868), so a user who measures leaves the scan.
-`matrices`: an epoch one jitted `lax.scan`, the convolutions written as products of matrices, those
-with a pooling as the job does them (job/training/convolution.py): by far not what users write.
+`matrices`: an epoch one jitted `lax.scan`, convolutions and poolings as products of matrices, in
+the job's own form (job/training/convolution.py): by far not what users write.
 """
 
 import time
@@ -55,20 +55,10 @@ def initial(key):
     return [(glorot(key, shape), jnp.zeros(shape[-1])) for key, shape in pairs], moving
 
 
-def windows(images, side):
-    rows, columns = images.shape[1] - side + 1, images.shape[2] - side + 1
-    parts = [
-        images[:, down : down + rows, right : right + columns]
-        for down in range(side)
-        for right in range(side)
-    ]
-    return jnp.concatenate(parts, axis=-1)
-
-
 def convolved(images, kernel, *, pooled):
     """Return the "valid" convolution of `images`, and 2x2 max-pooling of it if `pooled`."""
     if by_matrices:
-        return (packed if pooled else unpooled)(images, kernel)
+        return (four_pooled if pooled else unpooled)(images, kernel)
     layout = ("NHWC", "HWIO", "NHWC")
     hidden = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=layout)
     if not pooled:
@@ -78,23 +68,27 @@ def convolved(images, kernel, *, pooled):
 
 
 def unpooled(images, kernel):
-    return windows(images, 3) @ kernel.reshape(-1, kernel.shape[-1])
+    rows, columns = images.shape[1] - 2, images.shape[2] - 2
+    windows = [images[:, y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
+    return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def packed(images, kernel):
-    examples, height, width, channels = images.shape
-    rows, columns, number = height // 2, width // 2, kernel.shape[-1]
-    blocks = images[:, : 2 * rows, : 2 * columns]
-    blocks = blocks.reshape(examples, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    blocks = blocks.reshape(examples, rows, columns, 4 * channels)
-    places = [
-        jnp.pad(kernel, [(down, 1 - down), (right, 1 - right), (0, 0), (0, 0)])
+def four_pooled(images, kernel):
+    rows, columns = (images.shape[1] - 2) // 2, (images.shape[2] - 2) // 2
+    apart = [[images[:, down::2, right::2] for right in (0, 1)] for down in (0, 1)]
+
+    def every_other(down, right):
+        part = apart[down % 2][right % 2]
+        return part[:, down // 2 : down // 2 + rows, right // 2 : right // 2 + columns]
+
+    four = [
+        jnp.concatenate(
+            [every_other(down + y, right + x) for y in range(3) for x in range(3)], axis=-1
+        )
+        @ kernel.reshape(-1, kernel.shape[-1])
         for down in (0, 1)
         for right in (0, 1)
     ]
-    placed = jnp.stack(places, axis=3).reshape(2, 2, 2, 2, channels, 4 * number)
-    placed = placed.transpose(0, 2, 1, 3, 4, 5).reshape(16 * channels, 4 * number)
-    four = jnp.split(windows(blocks, 2) @ placed, 4, axis=-1)
     return jnp.maximum(jnp.maximum(four[0], four[1]), jnp.maximum(four[2], four[3]))
 
 

@@ -5,10 +5,18 @@
 RECIPE is JSON: fields of the job's own config, and in `affine` how far its augmentation goes.
 """
 
+import ctypes
 import json
 import sys
 
 import numpy as np
+
+if sys.platform == "linux":
+    # glibc would give arrays of megabytes back after each step, and clear them anew for the next.
+    # PyTorch's tuning guide takes jemalloc or tcmalloc for that.
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+    for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+        ctypes.CDLL(None).mallopt(setting, 2**31 - 1)
 
 recipe, output, how = json.loads(sys.argv[1]), sys.argv[3], sys.argv[4:]
 batch, epochs = recipe["batch_size"], recipe["epochs"]
