@@ -21,6 +21,7 @@ from job.config import RunConfig
 JOB = "mnist-job"
 KERAS = "Keras fit, as first written"
 KERAS_FAST = "Keras fit, many steps a call, XLA"
+KERAS_ONEDNN = "Keras fit, many steps a call, oneDNN"
 TORCH = "PyTorch loop, fused Adam"
 JAX = "JAX, jit and scan"
 JAX_UNROLLED = "JAX, the scan unrolled by 4"
@@ -98,7 +99,11 @@ def _dense(peers: dict[str, Path]) -> list[Contestant]:
 
 
 def _convolutional(peers: dict[str, Path]) -> list[Contestant]:
-    found = [Contestant(KERAS_FAST, own_python(), "keras_cnn.py", (), STEADY, slow=True)]
+    own, name = own_python(), "keras_cnn.py"
+    found = [
+        Contestant(KERAS_FAST, own, name, ("xla",), STEADY, slow=True),
+        Contestant(KERAS_ONEDNN, own, name, (), STEADY),
+    ]
     if torch := peers.get("torch"):
         every, name = (*STEADY, *GOALS), "torch_cnn.py"
         found.append(Contestant(TORCH_CNN, torch, name, (), every, library="torch"))

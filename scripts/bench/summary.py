@@ -14,6 +14,7 @@ from contestants import (
     JOB,
     KERAS,
     KERAS_FAST,
+    KERAS_ONEDNN,
     PRODUCTS,
     PRODUCTS_TORCH,
     TORCH_CNN,
@@ -102,7 +103,7 @@ def _against_others(samples: list[Sample]) -> list[Figure]:
 def _steps(samples: list[Sample]) -> list[Figure]:
     """Judge the steady steps against the best of all others, round by round."""
     speed, figures = verdicts.speed, []
-    rivals = (KERAS_FAST, TORCH_CNN, TORCH_COMPILED, JAX_CONVOLUTIONS, JAX_MATRICES)
+    rivals = (KERAS_FAST, KERAS_ONEDNN, TORCH_CNN, TORCH_COMPILED, JAX_CONVOLUTIONS, JAX_MATRICES)
     for task in STEADY:
         ours = verdicts.chosen(samples, JOB, task.name)
         best = verdicts.best(
