@@ -109,7 +109,7 @@ def _steps(samples: list[Sample]) -> list[Figure]:
         best = verdicts.best(
             [verdicts.chosen(samples, rival, task.name) for rival in rivals], speed, least=False
         )
-        name = f"{task.name}, steady images/s vs the best (goal 1.3)"
+        name = f"{task.name}, steady images/s vs best (goal 1.3)"
         figures.append(verdicts.ratio(name, ours, best, speed, 1.0, at_most=False))
     return figures
 
