@@ -10,15 +10,25 @@ computed apart, each as a product of its own over every other window, so that po
 of whole arrays and no array of all windows is ever made. The pixels of every other window lie every
 other pixel too: the images are first taken apart by even and odd rows and columns.
 
+Of many channels the four are computed together: sixteen products of sums of pixels with sums of
+weights hold what thirty-six products of pixels and weights do (Winograd, 1980, as F(2x2, 3x3) of
+Lavin and Gray, 2016). A few images at a time, so that what lies between stays in a core's cache:
+together up to twice as fast.
+
 What is computed is said by the model, and the variables are those of `keras.layers.Conv2D`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 SIDE = 3  # of a kernel
+MANY_CHANNELS = 32  # from which on fewer products outweigh the sums before and after them
+CHUNK = 32  # images at a time
+SMALLEST_CHUNK = 8  # below which the products would be too small
+Rows = Sequence[Sequence[tf.Tensor]]
 
 
 class Convolution(keras.layers.Conv2D):  # type: ignore[misc]  # Keras has no types
@@ -87,7 +97,99 @@ def convolved_and_pooled(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     Returns:
         Shape (examples, (height - 2) // 2, (width - 2) // 2, filters).
     """
+    channels = images.shape[3]
+    if channels < MANY_CHANNELS or images.dtype != tf.float32:  # sums cost digits, as of bfloat16
+        return _largest(_four_by_windows(images, kernel))
+    return _in_chunks(images, kernel)
+
+
+def _in_chunks(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """Do what `convolved_and_pooled` does, a few images at a time, and the gradient likewise."""
+    examples = images.shape[0] or 1  # None while Keras looks for shapes
+    chunk = max(size for size in range(1, CHUNK + 1) if examples % size == 0)
+    if chunk < SMALLEST_CHUNK:
+        chunk = examples
+
+    def parts(array: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(array, [-1, chunk, *array.shape[1:]])
+
+    def whole(array: tf.Tensor) -> tf.Tensor:
+        return tf.reshape(array, [-1, *array.shape[2:]])
+
+    def forth(part: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        four = _four_by_sums(part, kernel)
+        return _largest(four), _which_is_largest(four)
+
+    @tf.custom_gradient  # that of a loop would keep all that lies between
+    def pooled(images: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        largest, which = tf.map_fn(forth, parts(images), fn_output_signature=(tf.float32, tf.int8))
+
+        def back(gradient: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            def of_part(arrays: tuple[tf.Tensor, ...]) -> list[tf.Tensor]:
+                part, gradient, which = arrays
+                with tf.GradientTape() as tape:
+                    tape.watch((part, kernel))
+                    four = _four_by_sums(part, kernel)  # of which the gradient needs the sums only
+                gradients = [tf.where(which == n, gradient, 0) for n in range(len(four))]
+                return list(tape.gradient(four, (part, kernel), gradients))
+
+            each = parts(images), parts(gradient), which
+            of_images, of_kernel = tf.map_fn(
+                of_part, each, fn_output_signature=[tf.float32, tf.float32]
+            )
+            return whole(of_images), tf.reduce_sum(of_kernel, axis=0)
+
+        return whole(largest), back
+
+    return pooled(images, kernel)
+
+
+def _four_by_windows(images: tf.Tensor, kernel: tf.Tensor) -> list[tf.Tensor]:
+    """Return what the convolution is at each of the four places of a pooling, row by row."""
     *_, channels, filters = kernel.shape
+    seen = _seen(images)
+    matrix = tf.reshape(kernel, [SIDE * SIDE * channels, filters])
+    side = range(SIDE)
+    return [
+        _product(tf.concat([seen[down + y][right + x] for y in side for x in side], -1), matrix)
+        for down in (0, 1)
+        for right in (0, 1)
+    ]
+
+
+def _four_by_sums(images: tf.Tensor, kernel: tf.Tensor) -> list[tf.Tensor]:
+    """Return the same, from sums of pixels and of weights, to rounding."""
+    pixels = _twice(_sums_of_pixels, _seen(images))
+    weights = _twice(_sums_of_weights, [[kernel[y, x] for x in range(SIDE)] for y in range(SIDE)])
+    products = [
+        [_product(one, other) for one, other in zip(*rows, strict=True)]
+        for rows in zip(pixels, weights, strict=True)
+    ]
+    return [each for row in _twice(_sums_of_products, products) for each in row]
+
+
+def _twice(sums: Any, rows: Rows) -> Rows:
+    """Return `sums` over each row, and then over each column, as rows again."""
+    columns = zip(*(sums(*row) for row in rows), strict=True)
+    return list(zip(*(sums(*column) for column in columns), strict=True))
+
+
+def _sums_of_pixels(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor) -> Sequence[tf.Tensor]:
+    return a - c, b + c, c - b, b - d
+
+
+def _sums_of_weights(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor) -> Sequence[tf.Tensor]:
+    return a, (a + b + c) / 2, (a - b + c) / 2, c
+
+
+def _sums_of_products(
+    a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, d: tf.Tensor
+) -> Sequence[tf.Tensor]:
+    return a + b + c, b - c - d
+
+
+def _seen(images: tf.Tensor) -> Rows:
+    """Return the pixels that the four windows of each pooling see, four rows of four."""
     height, width = images.shape[1:3]
     rows, columns = (height - 2) // 2, (width - 2) // 2
     apart = [[images[:, down::2, right::2] for right in (0, 1)] for down in (0, 1)]
@@ -97,19 +199,23 @@ def convolved_and_pooled(images: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         part = apart[down % 2][right % 2]
         return part[:, down // 2 : down // 2 + rows, right // 2 : right // 2 + columns]
 
-    seen = [[every_other(down, right) for right in range(SIDE + 1)] for down in range(SIDE + 1)]
-    matrix = tf.reshape(kernel, [SIDE * SIDE * channels, filters])
-    first, second, third, fourth = (
-        _product(
-            tf.concat(
-                [seen[down + y][right + x] for y in range(SIDE) for x in range(SIDE)], axis=-1
-            ),
-            matrix,
-        )
-        for down in (0, 1)
-        for right in (0, 1)
-    )
-    return tf.maximum(tf.maximum(first, second), tf.maximum(third, fourth))
+    return [[every_other(down, right) for right in range(SIDE + 1)] for down in range(SIDE + 1)]
+
+
+def _largest(four: Sequence[tf.Tensor]) -> tf.Tensor:
+    return tf.maximum(tf.maximum(four[0], four[1]), tf.maximum(four[2], four[3]))
+
+
+def _which_is_largest(four: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return the place of the largest, int8; of equals the first."""
+    first, second, third, fourth = four
+
+    def place(number: int) -> tf.Tensor:
+        return tf.constant(number, tf.int8)
+
+    upper = tf.where(first >= second, place(0), place(1))
+    lower = tf.where(third >= fourth, place(2), place(3))
+    return tf.where(tf.maximum(first, second) >= tf.maximum(third, fourth), upper, lower)
 
 
 def _product(windows: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from job.training import model
-from job.training.convolution import Convolution
+from job.training import convolution, model
+from job.training.convolution import MANY_CHANNELS, Convolution
 
 
 def pair(shape, filters, padding, *, pooled):
@@ -22,10 +22,18 @@ def pair(shape, filters, padding, *, pooled):
 
 @pytest.mark.parametrize("pooled", [False, True])
 @pytest.mark.parametrize("padding", ["valid", "same"])
-@pytest.mark.parametrize("shape", [(28, 28, 1), (13, 12, 3), (4, 7, 2), (5, 5, 8)])
-def test_values_and_gradients_are_those_of_keras(shape, padding, pooled):
+@pytest.mark.parametrize(
+    ("examples", "shape"),
+    [
+        *[(3, shape) for shape in ((28, 28, 1), (13, 12, 3), (4, 7, 2), (5, 5, 8))],
+        # Of many channels, which are done some images at a time: 32, 20, and all 37.
+        *[(examples, (7, 8, MANY_CHANNELS)) for examples in (64, 20, 37)],
+    ],
+)
+def test_values_and_gradients_are_those_of_keras(examples, shape, padding, pooled):
     mine, conv, pool = pair(shape, 6, padding, pooled=pooled)
-    images = tf.constant(np.random.default_rng(0).normal(size=(3, *shape)).astype(np.float32))
+    drawn = np.random.default_rng(0).normal(size=(examples, *shape))
+    images = tf.constant(drawn.astype(np.float32))
     found = []
     for layer, apply in ((mine, mine), (conv, lambda images: pool(conv(images)))):
         with tf.GradientTape() as tape:
@@ -35,7 +43,37 @@ def test_values_and_gradients_are_those_of_keras(shape, padding, pooled):
         found.append([values, *tape.gradient(loss, [images, layer.kernel])])
     assert found[0][0].shape == found[1][0].shape
     for ours, theirs in zip(*found, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        largest = float(np.abs(theirs).max())
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * max(1, largest))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_images_are_done_some_at_a_time_and_in_their_order(monkeypatch, compiled):
+    monkeypatch.setattr(convolution, "CHUNK", 8)
+    chunks = []
+    by_sums = convolution._four_by_sums
+
+    def watched(images, kernel):
+        chunks.append(images.shape[0])
+        return by_sums(images, kernel)
+
+    draw = np.random.default_rng(0)
+    images = tf.constant(draw.normal(size=(24, 6, 6, MANY_CHANNELS)).astype(np.float32))
+    kernel = tf.constant(draw.normal(size=(3, 3, MANY_CHANNELS, 4)).astype(np.float32))
+    whole = convolution._largest(convolution._four_by_windows(images, kernel))
+    monkeypatch.setattr(convolution, "_four_by_sums", watched)
+    pooled = tf.function(convolution.convolved_and_pooled, jit_compile=compiled, autograph=False)
+    np.testing.assert_allclose(pooled(images, kernel), whole, atol=1e-3)
+    assert set(chunks) == {8}
+
+
+def test_sums_are_for_numbers_with_enough_digits(monkeypatch):
+    def refuse(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(convolution, "_four_by_sums", refuse)
+    images = tf.ones((8, 6, 6, MANY_CHANNELS), tf.bfloat16)
+    convolution.convolved_and_pooled(images, tf.ones((3, 3, MANY_CHANNELS, 4), tf.bfloat16))
 
 
 @pytest.mark.parametrize("pooled", [False, True])
