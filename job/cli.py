@@ -411,7 +411,8 @@ def entry_point() -> None:
     except (StoppedError, KeyboardInterrupt) as late:  # too late as well: the command has ended
         code = verdict.of_error(late)["code"]
     drop_unwritten()
-    if watchdog.is_supervised():
-        # Without its peers TensorFlow's own shutdown waits, or aborts with a code of its own.
+    if watchdog.is_supervised() or code == ClusterError.exit_code:
+        # Without its peers, or after memory ran out, TensorFlow's own shutdown waits, or aborts
+        # with a code of its own.
         watchdog.leave(code)
     sys.exit(code)

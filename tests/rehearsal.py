@@ -69,10 +69,11 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
             train_seconds=0.0,
             attempt_train_seconds=0.0,
             images_per_second=0.0,
+            halted=False,
         )
 
     net = SimpleNamespace(count_params=lambda: 1)
-    devices = SimpleNamespace(strategy="none", replicas=1, devices=("none",))
+    devices = SimpleNamespace(strategy="none", replicas=1, devices=("none",), on_gpu=False)
     collectives = SimpleNamespace(
         is_chief=True, check_alike=lambda *_: None, wait=lambda: None, total=list
     )

@@ -66,6 +66,28 @@ NIGHT = {
     "champion_accuracy": 0.9862,
     "champion_age_seconds": 172_800,
 }
+OVER = {
+    "trial": 3,
+    "fresh_seed": 0,
+    "state": "complete",
+    "why": None,
+    "epochs": 8,
+    "seconds": 4.23,
+    "validation_accuracy": 0.99,
+    "validation_loss": 0.2,
+}
+FINALIST = {
+    "trial": 1,
+    "values": {"dropout": 0.1},
+    "trial_accuracy": 0.991,
+    "accuracy": 0.99,
+    "spread": 0.001,
+    "loss": 0.2,
+    "seconds": 4.23,
+    "parameters": 29_290,
+    "p": 0.2,
+    "is_apart": False,
+}
 EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ("started", {"version": "0.1.0", "run": "runs/r1"}, "start      mnist-job 0.1.0"),
     (
@@ -187,6 +209,59 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         (
             "warning    worker 1 computes with 4 threads, the chief with 2: give all workers the "
             "same cores, or set TF_NUM_INTRAOP_THREADS, for results that can be repeated to the bit"
+        ),
+    ),
+    (
+        "trial_started",
+        {"trial": 3, "fresh_seed": 0, "values": {"learning_rate": 0.01, "model": "cnn"}},
+        "trial      3: learning-rate 0.01, model cnn",
+    ),
+    (
+        "trial_started",
+        {"trial": 3, "fresh_seed": 2, "values": {"dropout": 0.1}},
+        "trial      3: dropout 0.1, fresh seed 2",
+    ),
+    (
+        "rung_decided",
+        {"epoch": 3, "kept": False, "rank": 4, "seen": 6, "places": 2},
+        "rung       after epoch 3: halted, rank 4 of the 6 so far, of which 2 may",
+    ),
+    ("trial_over", OVER, "trial      3: complete, 8 epochs in 4.2 s, held out: 0.2000, 0.9900"),
+    (
+        "trial_over",
+        OVER
+        | {"state": "failed", "why": "it diverged", "fresh_seed": 1}
+        | {"validation_accuracy": None, "validation_loss": None},
+        "trial      3, fresh seed 1: failed (it diverged), 8 epochs in 4.2 s",
+    ),
+    (
+        "study_over",
+        {"study": "runs/studies/s", "trials": 3, "complete": 1, "halted": 2, "failed": 0}
+        | {"best": {"trial": 2, "validation_accuracy": 0.99, "values": {"dropout": 0.1}}},
+        (
+            "study      runs/studies/s: 3 trials, 1 complete, 2 halted, 0 failed\n"
+            "first      trial 2, 0.9900 of the held-out images: dropout 0.1"
+        ),
+    ),
+    ("study_drawn", {"at": "s.html", "trials": 16}, "drawn      s.html, 16 trials"),
+    (
+        "chosen",
+        {
+            "seeds": 5,
+            "trial": 7,
+            "command": "mnist-job train --dropout 0.1",
+            "finalists": [FINALIST, FINALIST | {"trial": 7}, FINALIST | {"is_apart": True}],
+            "failed": [{"trial": 9, "fresh_seed": 2, "why": "it diverged"}],
+        },
+        (
+            "\ntrial     was  is now  spread      p  seconds  parameters  mean of 5 fresh seeds\n"
+            "    1  0.9910  0.9900  0.0010  0.200      4.2      29,290  the first: dropout 0.1\n"
+            "    7  0.9910  0.9900  0.0010  0.200      4.2      29,290  can't be told apart: "
+            "dropout 0.1\n"
+            "    1  0.9910  0.9900  0.0010  0.200      4.2      29,290  worse: dropout 0.1\n"
+            "    9  failed with fresh seed 2: it diverged\n\n"
+            "chosen     trial 7, the cheapest of those that can't be told apart\n"
+            "command    mnist-job train --dropout 0.1"
         ),
     ),
     (
