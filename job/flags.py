@@ -81,8 +81,8 @@ Preset = Annotated[
     config.Preset,
     _flag(
         "preset",
-        "Values for many flags at once; any flag given beside it wins. 'fast' passes 99 % in half "
-        "a minute on two cores, 'cnn' 99.5 % in minutes, 'best' 99.7 % in half an hour.",
+        "Values for many flags at once; any flag given beside it wins. 'fast' passes 99 % in a "
+        "quarter of a minute on two cores, 'cnn' 99.5 % in a minute, 'best' more in some ten.",
     ),
 ]
 Model = Annotated[config.ModelName, _flag("model", "Architecture.")]

@@ -38,6 +38,11 @@ LONG_FILES = (
     "test_run.py",
     "training/test_train.py",
     "training/test_feed.py",
+    "test_ensemble.py",
+    "test_init_weights.py",
+    "nightly/test_servable.py",
+    "training/test_strategy.py",
+    "test_accuracy.py",
 )
 
 # Whichever test imports TensorFlow first, it must compute as it does in the job.

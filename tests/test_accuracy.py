@@ -72,6 +72,7 @@ def test_the_table_has_mean_spread_and_the_command_of_each_preset():
     assert lines[2].split()[2] == "nan"  # one run has no spread
 
 
+@pytest.mark.slow
 def test_an_ensemble_has_a_line_for_its_members_and_shares_none_with_another(
     capsys, monkeypatch, tmp_path
 ):
@@ -183,6 +184,7 @@ def history(command, small_mnist, tmp_path):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "scores_alike"),
     [

@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 from conftest import REPOSITORY
 
+from job.config import PRESETS
 from job.errors import ConflictError, CredentialsError, OutputError, StoppedError
 from job.results import publishing
 
@@ -191,8 +192,15 @@ def test_finished_run_of_other_data_is_a_conflict(small_mnist, tmp_path, command
     assert '"event": "already_complete"' in gone.out
 
 
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        ("mlp", "float32"),
+        ("mlp", "mixed_bfloat16"),
+        ("cnn", "float32"),
+        pytest.param("cnn", "mixed_bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_metrics_are_those_of_the_published_files(small_mnist, tmp_path, command, model, precision):
     """To the last digit, whatever the training computed in."""
     flags = ["--data", small_mnist, "--epochs", 1, "--model", model, "--precision", precision]
@@ -340,15 +348,8 @@ def test_other_sizes_and_classes_are_inferred(tmp_path, command, channels):
     assert "test accuracy: 1.0000" in scored.out
 
 
-@pytest.mark.parametrize(
-    "preset",
-    [
-        pytest.param("reference", marks=pytest.mark.slow),
-        "fast",
-        pytest.param("cnn", marks=pytest.mark.slow),
-        pytest.param("best", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", list(PRESETS))
 def test_every_preset_trains_on_data_of_another_kind(tmp_path, command, preset):
     """Coloured textures of four kinds, neither square nor of MNIST's size."""
     import numpy as np

@@ -157,13 +157,14 @@ def untimed(history):
     return [{key: value for key, value in done.items() if key not in timed} for done in history]
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
 @pytest.mark.parametrize(
-    "stops",
+    ("name", "stops"),
     [
-        pytest.param((1,), marks=pytest.mark.slow),
-        (2, 1),
-        pytest.param((3, 1, 1), marks=pytest.mark.slow),
+        ("mlp", (2, 1)),
+        pytest.param("mlp", (1,), marks=pytest.mark.slow),
+        pytest.param("mlp", (3, 1, 1), marks=pytest.mark.slow),
+        ("cnn", (1,)),
+        pytest.param("cnn", (3, 1, 1), marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_resumed_is_one_unbroken_run(tiny, monkeypatch, name, stops):
