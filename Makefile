@@ -34,8 +34,8 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## Run the tests
 	@$(TESTS) -m 'not slow and not checks' $(ARGS)
 
-test-slow: $(READY) ## Run the long proofs, but for the image's and what runs for an hour (8 minutes)
-	@$(TESTS) -m slow --ignore tests/test_image.py $(ARGS)
+test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (10 minutes)
+	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py $(ARGS)
 
 check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the manifests and the Dockerfile
 	@$(BIN)/ruff check .
