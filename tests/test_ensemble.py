@@ -307,6 +307,7 @@ def test_a_member_that_other_threads_began_waits_for_a_process_of_its_own(tmp_pa
         ensemble._check_threads(member, {"environment": {"threads": [2]}})
 
 
+@pytest.mark.slow
 def test_a_member_leaves_no_memory_taken(flags, tmp_path, command, monkeypatch):
     """The net and the data on the device of the member before are gone when the next begins."""
     from job.training import train

@@ -163,7 +163,7 @@ def untimed(history):
         ("mlp", (2, 1)),
         pytest.param("mlp", (1,), marks=pytest.mark.slow),
         pytest.param("mlp", (3, 1, 1), marks=pytest.mark.slow),
-        ("cnn", (1,)),
+        pytest.param("cnn", (1,), marks=pytest.mark.slow),
         pytest.param("cnn", (3, 1, 1), marks=pytest.mark.slow),
     ],
 )
