@@ -85,6 +85,7 @@ def train(
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
     """Train a model, score it on all test images, and publish weights and metrics."""
+    given = dict(locals())  # before anything but the flags has a name
     verdict.check(termination_log)
     together = strategy in ("auto", "multiworker")
     cluster = Cluster.from_environment(os.environ, together=together)
@@ -96,26 +97,7 @@ def train(
             "--ensemble trains each member in one process: leave K8S_WORKERS and TF_CONFIG out, "
             "and each pod of an Indexed Job trains the member of its index"
         )
-    training = flags.with_preset(
-        context,
-        preset,
-        {
-            "model": model,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "schedule": schedule,
-            "seed": seed,
-            "weight_decay": weight_decay,
-            "label_smoothing": label_smoothing,
-            "augment": augment,
-            "augment_strength": augment_strength,
-            "dropout": dropout,
-            "validation": validation,
-            "validation_seed": validation_seed,
-            "early_stopping": early_stopping,
-        },
-    )
+    training = flags.of_training(context, given)
     config = RunConfig(
         data=data,
         base=base,

@@ -32,20 +32,32 @@ def _flag(name: str, text: str) -> Any:
     return typer.Option(f"--{name}", envvar=variable, help=text)
 
 
-def with_preset(
-    context: typer.Context, preset: config.Preset, values: dict[str, Any]
-) -> dict[str, Any]:
-    """Return `values`, by name, with those of a preset for what nobody gave."""
+_OF_TRAINING = (
+    *("model", "epochs", "batch_size", "learning_rate", "schedule", "seed", "weight_decay"),
+    *("label_smoothing", "augment", "augment_strength", "dropout"),
+    *("validation", "validation_seed", "early_stopping"),
+)
+"""Fields of a run's config that `train`, `retrain` and `tune` all have a flag for."""
 
-    def given(name: str) -> bool:
+
+def of_training(context: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that decide how a net is trained, as flags and preset have them.
+
+    Args:
+        context: of the command, which knows what somebody gave: that wins over the preset.
+        given: all values of the command's flags, by name.
+    """
+
+    def is_given(name: str) -> bool:
         source = context.get_parameter_source(name)
         return source is not None and source.name != "DEFAULT"
 
-    fields = {name: value for name, value in config.PRESETS[preset].items() if not given(name)}
-    merged = values | fields
+    preset: dict[str, Any] = config.PRESETS[given["preset"]]
+    fields = {name: value for name, value in preset.items() if not is_given(name)}
+    merged = {name: given[name] for name in _OF_TRAINING} | fields
     if merged["augment"] != "affine" and "augment_strength" in fields:
-        del fields["augment_strength"]  # it is of the augmentation that was given up
-    return values | fields
+        merged["augment_strength"] = given["augment_strength"]  # the preset's is of affine
+    return merged
 
 
 def warn_of_unknown_variables(environment: Mapping[str, str], progress: Progress) -> None:

@@ -79,6 +79,7 @@ def retrain(
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
     """Let a night happen: train on what is new, judge, promote."""
+    given = dict(locals())  # before anything but the flags has a name
     verdict.check(termination_log)
     from job.nightly import notice  # noqa: PLC0415  the other commands need no HTTP
 
@@ -89,26 +90,7 @@ def retrain(
     from job.nightly import desk, gate, guard  # noqa: PLC0415
     from job.nightly import night as nights_work  # noqa: PLC0415
 
-    training = flags.with_preset(
-        context,
-        preset,
-        {
-            "model": model,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "schedule": schedule,
-            "seed": seed,
-            "weight_decay": weight_decay,
-            "label_smoothing": label_smoothing,
-            "augment": augment,
-            "augment_strength": augment_strength,
-            "dropout": dropout,
-            "validation": validation,
-            "validation_seed": validation_seed,
-            "early_stopping": early_stopping,
-        },
-    )
+    training = flags.of_training(context, given)
     config = RunConfig(
         data=data,
         base=base,

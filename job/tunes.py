@@ -69,6 +69,7 @@ def tune(
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
     """Search for better flags: trials over a space, chosen on held-out images."""
+    given = dict(locals())  # before anything but the flags has a name
     verdict.check(termination_log)
     cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
     if cluster.workers.count > 1 or strategy == "multiworker":
@@ -84,26 +85,7 @@ def tune(
     report_place = None if report is None else parse(report, "--report")
     progress = Progress(log, liveness=Liveness(liveness_file))
     console.use_storage(storage_timeout, anonymous, progress)
-    values = flags.with_preset(
-        context,
-        preset,
-        {
-            "model": model,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "schedule": schedule,
-            "seed": seed,
-            "weight_decay": weight_decay,
-            "label_smoothing": label_smoothing,
-            "augment": augment,
-            "augment_strength": augment_strength,
-            "dropout": dropout,
-            "validation": validation,
-            "validation_seed": validation_seed,
-            "early_stopping": early_stopping,
-        },
-    )
+    values = flags.of_training(context, given)
     values |= {"data": data, "base": base, "precision": precision}
     rules = {"objective": objective, "reduction": reduction, "first_rung": first_rung}
     machine = {

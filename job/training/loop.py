@@ -10,6 +10,7 @@ all-reduce a step adds up their gradients; together they compute what one device
 import math
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -227,20 +228,13 @@ class Loop:
         loss_sum: tf.Tensor,
         hits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        def body(i: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def step(i: tf.Tensor) -> list[tf.Tensor]:
             self._optimizer.learning_rate.assign(tf.reshape(tf.slice(rates, [i], [1]), []))
-            arguments = images, labels, order, i, before + i
+            results = self._strategy.run(self._step, (images, labels, order, i, before + i))
             # The same on every replica, so that of the first will do.
-            loss, step_hits = (
-                self._strategy.experimental_local_results(result)[0]
-                for result in self._strategy.run(self._step, arguments)
-            )
-            return i + 1, loss_sum + loss, hits + step_hits
+            return [self._strategy.experimental_local_results(each)[0] for each in results]
 
-        _, loss_sum, hits = tf.while_loop(
-            lambda i, *_: i < end, body, (first, loss_sum, hits), parallel_iterations=1
-        )
-        return loss_sum, hits
+        return _added_up(step, first, end, loss_sum, hits)
 
     def _scores(
         self,
@@ -254,20 +248,18 @@ class Loop:
         loss_sum: tf.Tensor,
         hits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        def body(i: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            results = self._strategy.run(
-                self._score_batch, (images, labels, order, i, before + i, examples)
-            )
-            loss, batch_hits = (
-                self._strategy.reduce(tf.distribute.ReduceOp.SUM, result, axis=None)
-                for result in results
-            )
-            return i + 1, loss_sum + loss, hits + batch_hits
+        def batch(i: tf.Tensor) -> list[tf.Tensor]:
+            arguments = images, labels, order, i, before + i, examples
+            results = self._strategy.run(self._score_batch, arguments)
+            total = tf.distribute.ReduceOp.SUM
+            return [self._strategy.reduce(total, each, axis=None) for each in results]
 
-        _, loss_sum, hits = tf.while_loop(
-            lambda i, *_: i < end, body, (first, loss_sum, hits), parallel_iterations=1
-        )
-        return loss_sum, hits
+        return _added_up(batch, first, end, loss_sum, hits)
+
+    def _own_part(self, order: tf.Tensor, i: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+        """Return the examples of batch `i` that a replica takes, from its place `start` on."""
+        # Slices of static size: with traced bounds XLA would copy the whole order each step.
+        return tf.reshape(tf.slice(order, [i, start], [1, self._share]), [self._share])
 
     def _score_batch(
         self,
@@ -281,7 +273,7 @@ class Loop:
         """Return a replica's part of the sums of loss and hits of batch `number`."""
         replica = tf.distribute.get_replica_context()
         start = replica.replica_id_in_sync_group * self._share
-        batch = tf.reshape(tf.slice(order, [i, start], [1, self._share]), [self._share])
+        batch = self._own_part(order, i, start)
         pixels = tf.cast(tf.gather(images, batch), tf.float32) * PIXEL_SCALE
         labels = tf.gather(labels, batch)
         logits = self._model(pixels, training=False)
@@ -302,8 +294,7 @@ class Loop:
         """Do a replica's part of optimizer step `number`; return the step's mean loss and hits."""
         replica = tf.distribute.get_replica_context()
         start = replica.replica_id_in_sync_group * self._share
-        # Slices of static size: with traced bounds XLA would copy the whole order each step.
-        batch = tf.reshape(tf.slice(order, [i, start], [1, self._share]), [self._share])
+        batch = self._own_part(order, i, start)
         loss, hits, *gradients = self._gradients(
             tf.gather(images, batch), tf.gather(labels, batch), start, number
         )
@@ -345,6 +336,25 @@ class Loop:
         gradients = tape.gradient(loss, self._model.trainable_variables)
         right = (tf.argmax(logits, axis=1, output_type=tf.int32) == labels) & counts
         return loss, tf.reduce_sum(tf.cast(right, tf.int32)), *gradients
+
+
+def _added_up(
+    do: Callable[[tf.Tensor], Sequence[tf.Tensor]],
+    first: tf.Tensor,
+    end: tf.Tensor,
+    loss_sum: tf.Tensor,
+    hits: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the sums with the loss and hits of `do(i)` for each i from `first` up to `end`."""
+
+    def body(i: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        loss, more_hits = do(i)
+        return i + 1, loss_sum + loss, hits + more_hits
+
+    _, loss_sum, hits = tf.while_loop(
+        lambda i, *_: i < end, body, (first, loss_sum, hits), parallel_iterations=1
+    )
+    return loss_sum, hits
 
 
 def _summed(
