@@ -208,6 +208,18 @@ def test_averages_and_shifts_change_the_scores_and_not_the_training(
     assert same == scores_alike
 
 
+@pytest.mark.slow
+def test_averages_of_other_decays_are_other_averages(history, monkeypatch):
+    """In some hundred steps 0.99 and 0.998 once came to the same."""
+    losses = []
+    for name in ("ema-0.99", "ema-0.998"):
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "Loop", train.Loop)  # which is put back
+            variants.VARIANTS[name]()
+            losses.append(history()["validation_loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
 def test_an_image_moves_by_a_pixel_and_what_comes_in_is_zero():
     images = tf.constant(np.arange(1, 10, dtype=np.float32).reshape(1, 3, 3))
     moved = [variants.moved(images, *shift)[0].numpy().tolist() for shift in variants.SHIFTS[:4]]

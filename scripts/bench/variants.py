@@ -20,8 +20,8 @@ SHIFTS = ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))
 def averaging(decay: float) -> None:
     """Score the exponential moving average of all weights (Polyak and Juditsky, 1992).
 
-    The moving statistics of the normalisation are averaged like the weights. Early on the average
-    is over fewer steps, at most about a tenth of those done.
+    The moving statistics of the normalisation are averaged like the weights. The weights before the
+    first step have no part in it (as the moments of Kingma and Ba, 2015, are corrected).
     """
     import tensorflow as tf  # noqa: PLC0415
 
@@ -37,7 +37,7 @@ def averaging(decay: float) -> None:
         def _step(self, *arguments: Any) -> Any:
             told = super()._step(*arguments)
             done = tf.cast(arguments[-1], tf.float32)
-            kept = tf.minimum(decay, (1 + done) / (10 + done))
+            kept = decay * (1 - decay**done) / (1 - decay ** (done + 1))
             for mean, weight in zip(self._means, self._weights, strict=True):
                 mean.assign(kept * mean + (1 - kept) * weight.value)
             return told
