@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from job import storage
 from job.config import RunConfig
 from job.data import source
@@ -19,7 +21,10 @@ from job.process import memory, runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.results import metrics, provenance, publishing
+from job.results.predictions import Predictions
 from job.results.publishing import RunFolder
+from job.results.scores import Scores
+from job.results.scores import score as scored
 from job.storage import Place, parse
 from job.training.checkpoint import Checkpoints, State
 from job.workers import watchdog
@@ -28,7 +33,6 @@ from job.workers.cluster import Cluster, Workers
 if TYPE_CHECKING:
     import keras
 
-    from job.results.evaluation import Scores
     from job.training.train import AfterEpoch
     from job.workers.collectives import Collectives
 
@@ -383,7 +387,7 @@ def score(
     folder: RunFolder,
     preemption: Preemption,
     progress: Progress,
-) -> tuple["Scores", dict[Place, bytes]]:
+) -> tuple[Scores, dict[Place, bytes]]:
     """Return the scores of `plain`, which has the form that is published, and its files.
 
     Raises:
@@ -398,9 +402,11 @@ def score(
     from job.results import evaluation, weights  # noqa: PLC0415
     from job.training import model  # noqa: PLC0415
 
-    scores = evaluation.evaluate(plain, dataset.x_test, dataset.y_test, look_up)
+    logits = evaluation.predict_logits(plain, dataset.x_test, look_up)
+    predictions = Predictions(logits.astype(np.float32), dataset.y_test)
     final = model.with_probabilities(plain)
-    return scores, {
+    return scored(logits, dataset.y_test), {
+        folder.predictions: predictions.to_bytes(),
         folder.weights: weights.to_hdf5(final),
         folder.archive: weights.to_keras_archive(final),
     }

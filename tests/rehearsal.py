@@ -32,15 +32,6 @@ ARCHIVE = b"archive " * 5_000
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What is said of the test set."""
-
-    examples: int = 505
-    accuracy: float = 0.9
-    accuracy_interval_95: tuple[float, float] = (0.8, 0.95)
-
-
-@dataclass(frozen=True)
 class Ended:
     """A command that has run."""
 
@@ -80,7 +71,7 @@ def _modules(stop: bool) -> dict[str, ModuleType]:
     chosen = SimpleNamespace(scope=contextlib.nullcontext)
     content: dict[str, dict[str, Any]] = {
         "training.train": {"train": train},
-        "results.evaluation": {"evaluate": lambda *_: Scores()},
+        "results.evaluation": {"predict_logits": lambda _, images, __: np.zeros((len(images), 10))},
         "training.model": {
             "build": lambda *_, **__: net,
             "in_float32": lambda found: found,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import jsonschema
@@ -14,6 +14,10 @@ from conftest import REPOSITORY
 from job.config import PRESETS
 from job.errors import ConflictError, CredentialsError, OutputError, StoppedError
 from job.results import publishing
+from job.results.predictions import Predictions
+from job.results.publishing import RunFolder
+from job.results.scores import score
+from job.storage import parse
 
 SCHEMA = json.loads((REPOSITORY / "job/assets/metrics.schema.json").read_text())
 
@@ -73,11 +77,18 @@ def test_schema_refuses_metrics_with_a_member_missing_or_unknown(trained, place)
 
 def test_artifacts_are_what_metrics_say(trained):
     artifacts = {artifact["path"]: artifact for artifact in read(trained)["artifacts"]}
-    assert set(artifacts) == {"model_weights.h5", "model.keras"}
+    assert set(artifacts) == {"model_weights.h5", "model.keras", "predictions.safetensors"}
     for path, artifact in artifacts.items():
         content = (trained / path).read_bytes()
         assert artifact["size"] == len(content)
         assert artifact["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_predictions_give_the_scores_of_the_metrics_again(trained):
+    found = Predictions.read(RunFolder(parse(str(trained))))
+    assert found.logits.shape == (505, 10)
+    again = asdict(score(found.logits.astype(float), found.labels))
+    assert json.loads(json.dumps(again)) == read(trained)["test"]  # to the bit
 
 
 def test_run_holds_nothing_else(trained):
@@ -89,6 +100,7 @@ def test_run_holds_nothing_else(trained):
         "metrics.json",
         "model.keras",
         "model_weights.h5",
+        "predictions.safetensors",
     }
 
 
@@ -137,7 +149,7 @@ def test_archive_opens_with_keras_alone(trained, small_mnist):
 def test_same_seed_in_another_process_gives_the_same_bytes(trained, small_mnist, tmp_path):
     flags = ["--data", small_mnist, "--epochs", "2", "--output", tmp_path, "--run-id", "twin"]
     subprocess.run([sys.executable, "-m", "job", "train", *flags], check=True, capture_output=True)
-    for path in ("model_weights.h5", "model.keras"):
+    for path in ("model_weights.h5", "model.keras", "predictions.safetensors"):
         assert (tmp_path / "twin" / path).read_bytes() == (trained / path).read_bytes()
     mine, twins = read(trained), read(tmp_path / "twin")
     for history in (mine["train"]["history"], twins["train"]["history"]):
@@ -588,7 +600,7 @@ def test_sigterm_is_heeded_between_the_batches_of_scoring(
     monkeypatch.setattr(evaluation, "batch_size", small)
     flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--run-id", "r"]
     scored = []
-    monkeypatch.setattr(evaluation, "log_softmax", scored.append)
+    monkeypatch.setattr("job.run.scored", scored.append)
     assert command("train", *flags).code == 143
     assert scored == []
     assert (tmp_path / "r" / "attempts" / "0001-end.json").exists()
@@ -616,11 +628,11 @@ def test_loading_and_scoring_beat_between_their_pieces(small_mnist, tmp_path, co
         return wrapped
 
     monkeypatch.setattr(source, "load", noticed("load", source.load))
-    monkeypatch.setattr(evaluation, "evaluate", noticed("evaluate", evaluation.evaluate))
+    monkeypatch.setattr(evaluation, "predict_logits", noticed("look", evaluation.predict_logits))
     monkeypatch.setattr(evaluation, "MOST_EXAMPLES", 100)
     flags = ["--data", small_mnist, "--epochs", 1, "--output", tmp_path, "--liveness-file", file]
     assert command("train", *flags).code == 0
-    assert moved == {"load": 7, "evaluate": 6}  # opened, two parts, four arrays; 505 images
+    assert moved == {"load": 7, "look": 6}  # opened, two parts, four arrays; 505 images
 
 
 def test_a_complete_run_waits_little_for_its_data(trained, small_mnist, command, monkeypatch):

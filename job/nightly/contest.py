@@ -12,6 +12,7 @@ from job.errors import ConflictError, DataError, MissingInputError
 from job.nightly.champions import Model
 from job.results import inference, publishing
 from job.results.publishing import MAX_WEIGHTS_BYTES, RunFolder
+from job.results.scores import log_softmax
 from job.storage import Place
 
 Classes = npt.NDArray[np.int64]
@@ -84,7 +85,7 @@ class Contender:
         from job.results import evaluation  # noqa: PLC0415  imports TensorFlow
 
         result: npt.NDArray[np.float64] = np.exp(
-            evaluation.log_softmax(evaluation.predict_logits(net, images, beat))
+            log_softmax(evaluation.predict_logits(net, images, beat))
         )
         return result
 

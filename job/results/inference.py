@@ -19,13 +19,13 @@ from job.process import runtime
 from job.process.progress import Progress
 from job.results import publishing
 from job.results.metrics import model_facts
+from job.results.scores import Scores, log_softmax
+from job.results.scores import score as scored
 from job.storage import Place
 from job.workers.cluster import Cluster
 
 if TYPE_CHECKING:
     import keras
-
-    from job.results.evaluation import Scores
 
 SCHEMA_VERSION = 1
 REPORT = "evaluation.json"
@@ -165,7 +165,7 @@ def _said(metrics: dict[str, Any], part: str, name: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def score(published: Published) -> tuple["Scores", dict[str, Any]]:
+def score(published: Published) -> tuple[Scores, dict[str, Any]]:
     """Score published weights on all test images of the data set.
 
     Returns:
@@ -178,7 +178,7 @@ def score(published: Published) -> tuple["Scores", dict[str, Any]]:
     from job.results import evaluation  # noqa: PLC0415
 
     dataset = published.dataset
-    scores = evaluation.evaluate(model, dataset.x_test, dataset.y_test)
+    scores = scored(evaluation.predict_logits(model, dataset.x_test), dataset.y_test)
     return scores, {
         "schema_version": SCHEMA_VERSION,
         "evaluated": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -264,14 +264,14 @@ def _predict(
 ) -> list[Prediction]:
     from job.results import evaluation  # noqa: PLC0415
 
-    probabilities = np.exp(evaluation.log_softmax(evaluation.predict_logits(model, images)))
+    probabilities = np.exp(log_softmax(evaluation.predict_logits(model, images)))
     return [
         Prediction(origin, int(row.argmax()), float(row.max()), label)
         for origin, row, label in zip(origins, probabilities, labels, strict=True)
     ]
 
 
-def summary(scores: "Scores") -> str:
+def summary(scores: Scores) -> str:
     """Return what a person wants to know first of `scores`, in two lines."""
     low, high = scores.accuracy_interval_95
     return (

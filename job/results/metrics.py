@@ -7,9 +7,9 @@ from job.config import RunConfig
 from job.data.source import Dataset
 from job.process import runtime
 from job.results.publishing import METRICS, Artifact
+from job.results.scores import Scores
 
 if TYPE_CHECKING:
-    from job.results.evaluation import Scores
     from job.training.train import Training
 
 SCHEMA_VERSION = 1
@@ -33,7 +33,7 @@ def document(
     environment: dict[str, Any],
     parameters: int,
     trained: "Training",
-    scores: "Scores",
+    scores: Scores,
     artifacts: tuple[Artifact, ...],
     seconds: Seconds,
     *,

@@ -8,7 +8,7 @@ with it.
     <run>/attempts/0001-end.json    how it ended, if it didn't complete the run
     <run>/init_weights.json     which weights it began with, if they were given
     <run>/checkpoints/          see job/training/checkpoint.py
-    <run>/model_weights.h5, model.keras
+    <run>/model_weights.h5, model.keras, predictions.safetensors
     <run>/metrics.json
     <run>/pruned.json          only while the run is being removed: see job/nightly/pruning.py
 """
@@ -68,6 +68,11 @@ class RunFolder:
     def archive(self) -> Place:
         """The model as a Keras archive."""
         return self.place / "model.keras"
+
+    @property
+    def predictions(self) -> Place:
+        """What the model said of each test image: see job/results/predictions.py."""
+        return self.place / "predictions.safetensors"
 
     @property
     def checkpoints(self) -> Place:

@@ -15,6 +15,7 @@ import pytest
 from job.errors import OutputError, TemporaryError
 from job.nightly import servable
 from job.results import evaluation, weights
+from job.results.scores import log_softmax
 from job.training import layers, model
 
 
@@ -37,7 +38,7 @@ def published(net, mnist) -> Published:
         archive=weights.to_keras_archive(plain),
         weights=weights.to_hdf5(plain),
         images=images,
-        probabilities=np.exp(evaluation.log_softmax(evaluation.predict_logits(net, images))),
+        probabilities=np.exp(log_softmax(evaluation.predict_logits(net, images))),
     )
 
 

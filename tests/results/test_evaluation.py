@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from job.errors import DataError
 from job.results import evaluation
+from job.results.scores import expected_calibration_error, log_softmax, score
 from job.training import model
 
 
@@ -26,7 +27,7 @@ class Parrot:
 
 def scores(pixels, labels):
     images = np.array(pixels, np.uint8)[:, None, :]
-    return evaluation.evaluate(Parrot(), images, np.array(labels, np.int32))
+    return score(evaluation.predict_logits(Parrot(), images), np.array(labels, np.int32))
 
 
 def test_scores_of_four_images_by_hand():
@@ -65,7 +66,7 @@ def test_every_example_is_scored_in_its_place(examples):
 def test_agrees_with_keras(mnist):
     keras.utils.set_random_seed(0)
     net = keras.Sequential([keras.Input((28, 28)), keras.layers.Flatten(), keras.layers.Dense(10)])
-    mine = evaluation.evaluate(net, mnist.x_test[:1500], mnist.y_test[:1500])
+    mine = score(evaluation.predict_logits(net, mnist.x_test[:1500]), mnist.y_test[:1500])
     net.compile(
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"]
     )
@@ -77,7 +78,7 @@ def test_calibration_error_bin_by_bin():
     confidence = np.array([0.05, 0.05, 0.5, 0.5, 1.0])
     correct = np.array([True, False, True, True, True])
     # Bins by hand: |0.10 - 1| + |1.0 - 2| + |1 - 1|, over five examples.
-    assert evaluation.expected_calibration_error(confidence, correct) == pytest.approx(1.9 / 5)
+    assert expected_calibration_error(confidence, correct) == pytest.approx(1.9 / 5)
 
 
 def test_memory_does_not_grow_with_the_images():
@@ -108,6 +109,7 @@ runtime.limit_threads(2)
 runtime.import_tensorflow()
 import numpy as np
 from job.results import evaluation
+from job.results.scores import expected_calibration_error, log_softmax, score
 from job.training import model
 net = model.build("cnn", (160, 160), 10)
 evaluation.predict_logits(net, np.zeros((1, 160, 160), np.uint8))
@@ -128,8 +130,7 @@ def test_scoring_large_images_really_takes_little_memory():
 def test_each_batch_is_followed_by_a_sign_of_life():
     beats = []
     images = np.zeros((2 * evaluation.MOST_EXAMPLES + 1, 1, 3), np.uint8)
-    labels = np.zeros(len(images), np.int32)
-    evaluation.evaluate(Parrot(), images, labels, lambda: beats.append(1))
+    evaluation.predict_logits(Parrot(), images, lambda: beats.append(1))
     assert len(beats) == 3
 
 
@@ -148,5 +149,5 @@ def test_outputs_that_are_no_numbers_are_refused(pixel):
 
 
 def test_huge_logits_do_not_overflow():
-    rows = evaluation.log_softmax(np.array([[1e4, 0.0], [-1e4, -1e4]]))
+    rows = log_softmax(np.array([[1e4, 0.0], [-1e4, -1e4]]))
     assert np.allclose(rows, [[0, -1e4], [np.log(0.5), np.log(0.5)]])

@@ -184,7 +184,7 @@ def real(tiny: str, folder: Path, monkeypatch, *, killed: bool) -> tuple[dict, P
     Returns:
         What it came to, and its only checkpoint.
     """
-    looks = "job.results.evaluation.evaluate"
+    looks = "job.results.evaluation.predict_logits"
     monkeypatch.setattr(looks, lambda *_: pytest.fail("a trial looked at the test set"))
     study = make_study(folder, data=tiny, epochs=4, first_rung=2)
     better = {"trial": 1, "epoch": 2, "validation_loss": 0.0, "validation_accuracy": 1.0}
