@@ -81,6 +81,7 @@ def train(
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
     log: flags.Log = "auto",
+    quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def train(
         time_limit=time_limit,
     )
     liveness = Liveness(liveness_file)
-    progress = Progress(log, liveness=liveness)
+    progress = Progress(log, liveness=liveness, quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)
     if not watchdog.is_supervised():  # its watcher has said so
         # Before anything large: who is out of memory at once shows how far it came.

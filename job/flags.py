@@ -209,6 +209,7 @@ TimeLimit = Annotated[
 Log = Annotated[
     LogFormat, _flag("log", "'auto': text on a terminal, elsewhere JSON, one object a line.")
 ]
+Quiet = Annotated[bool, _flag("quiet", "Tell of warnings and failures alone.")]
 TerminationLog = Annotated[
     str | None,
     _flag(

@@ -75,6 +75,7 @@ def retrain(
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
     log: flags.Log = "auto",
+    quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def retrain(
         ),
         again=again,
     )
-    progress = Progress(log, liveness=Liveness(liveness_file))
+    progress = Progress(log, liveness=Liveness(liveness_file), quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)
     progress.event("started", version=__version__, run=f"{config.output}, night {plan.night}")
     if notify is not None and url is None:

@@ -65,6 +65,7 @@ def tune(
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
     log: flags.Log = "auto",
+    quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
 ) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def tune(
     if trial is None and not best and report is None:
         trial = _of_the_index(cluster.completion_index, trials)
     report_place = None if report is None else parse(report, "--report")
-    progress = Progress(log, liveness=Liveness(liveness_file))
+    progress = Progress(log, liveness=Liveness(liveness_file), quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)
     values = flags.of_training(context, given)
     values |= {"data": data, "base": base, "precision": precision}

@@ -4,14 +4,37 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from job.errors import OutputError
 from job.process.liveness import Liveness
 
+if TYPE_CHECKING:
+    from job.process.display import Display
+
 LogFormat = Literal["auto", "text", "json"]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a training is."""
+
+    epoch: int
+    """The one that is being trained, counted from 1."""
+    epochs: int
+    step: int
+    """Optimizer steps done, of all epochs."""
+    steps: int
+    loss: float
+    """Mean over the steps of this epoch so far."""
+    accuracy: float
+    """The same, of the training images."""
+    batch_size: int
+    """Images per step."""
 
 
 class Progress:
@@ -19,8 +42,8 @@ class Progress:
 
     An event has a name and fields; for a person the fields are put into a sentence, for a log
     collector they are a JSON object with time and level. Whoever reports is alive: each event is
-    a beat as well, and between them there is `beat`. What can't be reported stops no run: that is
-    said once, on standard error.
+    a beat as well, and between them there is `beat`. On a terminal a person sees between events how
+    far the training is. What can't be reported stops no run: that is said once, on standard error.
     """
 
     def __init__(
@@ -28,11 +51,24 @@ class Progress:
         log_format: str = "auto",
         stream: TextIO | None = None,
         liveness: Liveness | None = None,
+        *,
+        quiet: bool = False,
     ) -> None:
-        """Write to `stream` (standard output); `auto` means text on a terminal, else JSON."""
+        """Write to `stream` (standard output).
+
+        Args:
+            log_format: `text`, `json`, or `auto`: text on a terminal, else JSON.
+            stream: standard output if None.
+            liveness: touched at each beat.
+            quiet: tell of warnings and failures alone.
+        """
         self._liveness = liveness or Liveness()
         self._stream = stream or sys.stdout
         self._text = log_format == "text" or (log_format == "auto" and self._stream.isatty())
+        self._quiet = quiet
+        self._is_terminal = self._text and self._stream.isatty()
+        self._display: Display | None = None
+        self._drawing = threading.RLock()  # checkpoints are told of by a thread of their own
         self._troubles: set[str] = set()
 
     def beat(self) -> None:
@@ -45,10 +81,45 @@ class Progress:
     def event(self, name: str, **details: Any) -> None:
         """Report the event `name`; `details` must be JSON-serialisable."""
         self.beat()
+        if self._quiet and name not in _WARNINGS and name != "failed":
+            return
         line = self._line(name, details)
-        try:
+        with self._drawing, self._losing_no_run():
+            if name == "checkpoint_saved" and self._display is not None:
+                self._display.saved()
             if line:
+                if self._display is not None:
+                    self._display.hide()
                 write_line(self._stream, line)
+
+    def moved(self, moment: Callable[[], Moment]) -> None:
+        """Show that the training moves, and on a terminal where it is, which `moment` returns."""
+        self.beat()
+        if not self._is_terminal or self._quiet or os.environ.get("TERM") == "dumb":
+            return
+        with self._drawing, self._losing_no_run():
+            if self._display is None:
+                from job.process.display import Display  # noqa: PLC0415  it takes a tenth of a second
+
+                self._display = Display(self._stream)
+            self._display.show(moment())
+
+    @contextlib.contextmanager
+    def showing(self) -> Iterator[None]:
+        """Leave nothing on the terminal of what `moved` showed there."""
+        try:
+            yield
+        finally:
+            with self._drawing, self._losing_no_run():
+                if self._display is not None:
+                    self._display.hide()
+                    self._display = None
+
+    @contextlib.contextmanager
+    def _losing_no_run(self) -> Iterator[None]:
+        """Say that the log can't be written, once, in place of raising it."""
+        try:
+            yield
         except (OSError, ValueError) as error:
             if not isinstance(error, BrokenPipeError):  # a reader leaves on purpose, as `head` does
                 self._trouble("log_not_written", reason=reason(error))
@@ -205,11 +276,19 @@ def _complete(details: Mapping[str, Any]) -> str:
             f"accuracy   {details['accuracy']:.4f} on {details['examples']:,} test images "
             f"(95 % interval {low:.4f} to {high:.4f})"
         ),
+        f"loss       {details['loss']:.4f}, calibration error {details['calibration_error']:.4f}",
+        f"mistakes   {details['mistakes']:,}{_most_confused(details['most_confused'])}",
         (f"time       {_times(details)}"),
         f"files      {details['run']}/",
         *(f"             {path}" for path in details["files"]),
     ]
     return "\n".join(lines)
+
+
+def _most_confused(pairs: Sequence[Mapping[str, int]]) -> str:
+    """Return what is added to the number of mistakes: which classes are taken for which."""
+    told = [f"{each['true']} as {each['predicted']} ({each['examples']:,})" for each in pairs]
+    return f", most often {', '.join(told)}" if told else ""
 
 
 def _already_complete(details: Mapping[str, Any]) -> str:

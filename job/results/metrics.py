@@ -1,5 +1,6 @@
 """What `metrics.json` says of a run, as `job/assets/metrics.schema.json` describes it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from job.training.train import Training
 
 SCHEMA_VERSION = 1
+MOST_TOLD = 3  # pairs of classes that are taken for each other
 _SAID_ONCE = ("config", "config_sha256", "data_fingerprint")  # the same for all attempts
 
 
@@ -113,6 +115,10 @@ def summary(run: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "accuracy": test["accuracy"],
         "accuracy_interval_95": test["accuracy_interval_95"],
         "examples": test["examples"],
+        "loss": test["loss"],
+        "calibration_error": test["expected_calibration_error"],
+        "mistakes": test["examples"] - test["correct"],
+        "most_confused": most_confused(test["confusion"], MOST_TOLD),
         "total_seconds": timing["total_seconds"],
         "train_seconds": timing["train_seconds"],
         # One who published before this was told apart can only name the whole.
@@ -121,3 +127,19 @@ def summary(run: str, metrics: dict[str, Any]) -> dict[str, Any]:
         "images_per_second": timing["images_per_second"],
         "files": [*(artifact["path"] for artifact in metrics["artifacts"]), METRICS],
     }
+
+
+def most_confused(confusion: Sequence[Sequence[int]], most: int) -> list[dict[str, int]]:
+    """Return the pairs of classes that are mistaken most often, at most `most`, the worst first.
+
+    Args:
+        confusion: examples by true class (row) and predicted class (column).
+        most: pairs to return.
+    """
+    pairs = [
+        {"true": true, "predicted": predicted, "examples": count}
+        for true, row in enumerate(confusion)
+        for predicted, count in enumerate(row)
+        if true != predicted and count
+    ]
+    return sorted(pairs, key=lambda pair: -pair["examples"])[:most]

@@ -22,7 +22,7 @@ from job.data.source import Dataset
 from job.errors import DataError, JobError, TemporaryError, UsageError
 from job.process import runtime
 from job.process.preemption import Preemption
-from job.process.progress import Progress
+from job.process.progress import Moment, Progress
 from job.training.checkpoint import Checkpoints, State
 from job.training.loop import Loop
 from job.workers import watchdog
@@ -117,6 +117,7 @@ def train(
     # Until the last save, work exists nowhere else.
     with (
         preemption.deferred(),
+        progress.showing(),
         collectives.losing_nobody(),
         contextlib.closing(checkpoints),
         watchdog.resting_after(),  # closing waits for a store
@@ -144,7 +145,7 @@ def train(
         while not over and state.step < course.total_steps:
             before = state.step
             state, seconds = _do_chunk(loop, course, state, wanted)
-            progress.beat()
+            progress.moved(lambda: course.moment(loop, state.step))  # noqa: B023  called at once
             watchdog.moved(seconds)
             if course.is_at_an_epochs_end(state.step):
                 state = _finish_epoch(loop, course, state, config, collectives, progress)
@@ -196,6 +197,20 @@ class _Course:
         """Return the examples of each step of an epoch: shape (steps, batch)."""
         self._turn_to(epoch)
         return self._order
+
+    def moment(self, loop: Loop, step: int) -> Moment:
+        """Say where the training is after `step` steps, at least one."""
+        epoch = (step - 1) // self.steps_per_epoch
+        loss, accuracy = loop.means(step - epoch * self.steps_per_epoch)
+        return Moment(
+            epoch=epoch + 1,
+            epochs=self._config.epochs,
+            step=step,
+            steps=self.total_steps,
+            loss=loss,
+            accuracy=accuracy,
+            batch_size=self._config.batch_size,
+        )
 
     def _turn_to(self, epoch: int) -> None:
         """Keep one epoch at hand: of all together the rates alone could take gibibytes."""
