@@ -406,7 +406,7 @@ def score(
     predictions = Predictions(logits.astype(np.float32), dataset.y_test)
     final = model.with_probabilities(plain)
     return scored(logits, dataset.y_test), {
-        folder.predictions: predictions.to_bytes(),
         folder.weights: weights.to_hdf5(final),
         folder.archive: weights.to_keras_archive(final),
+        folder.predictions: predictions.to_bytes(),
     }

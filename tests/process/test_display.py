@@ -204,7 +204,8 @@ def test_a_real_training_in_a_real_terminal(small_mnist, tmp_path):
             break
         written += some
     os.close(ours)
-    assert process.wait(60) == 0, process.communicate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
     text = written.decode()
     assert "step 63 of 126" in ESCAPE.sub("", text)
     lines = [ESCAPE.sub("", line).strip() for line in text.split("\r\n")]
