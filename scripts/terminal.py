@@ -3,7 +3,7 @@
     python scripts/terminal.py                          scripts/terminal.svg, as `make picture` does
     python scripts/terminal.py --output elsewhere.svg -- make train ARGS="--epochs 3"
 
-The lines are those of the process, unedited and without colour, as it writes them. The picture is
+The lines are those that stay on the screen at the end, unedited and without colour. The picture is
 an SVG of plain text, with no font, script or link in it, so that it shows wherever images do.
 """
 
@@ -13,13 +13,17 @@ import pty
 import shlex
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from xml.sax.saxutils import escape
+
+import pyte
 
 REPOSITORY = Path(__file__).parents[1]
 PICTURE = REPOSITORY / "scripts" / "terminal.svg"
 COMMAND = ("make", "train")
 MIN_COLUMNS = 80
+SCREEN = (120, 400)  # columns and lines: nothing is to scroll away
 
 # Of a character, in the units of the picture; monospace fonts are 0.6 as wide as they are high.
 FONT, WIDTH, HEIGHT = 14, 8.4, 20
@@ -36,26 +40,29 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=PICTURE)
     parser.add_argument("command", nargs="*", default=list(COMMAND), help="after --")
     arguments = parser.parse_args()
-    code, lines = shown(arguments.command)
+    code, lines = run(arguments.command)
     if code:
         sys.exit(f"terminal: {shlex.join(arguments.command)} ended with {code}: no picture made")
     arguments.output.write_text(drawn(shlex.join(arguments.command), lines))
     print(f"{len(lines)} lines drawn in {arguments.output}")
 
 
-def shown(command: list[str]) -> tuple[int, list[str]]:
-    """Run `command` in a terminal, from the repository's top; return its exit code and its lines.
+def run(command: list[str]) -> tuple[int, list[str]]:
+    """Run `command` in a terminal, from the repository's top; return its exit code and the screen.
 
-    They are passed on meanwhile, so that whoever waits sees them too.
+    What it writes is passed on meanwhile, so that whoever waits sees it too.
     """
+    screen = pyte.Screen(*SCREEN)
+    stream = pyte.ByteStream(screen)
     ours, theirs = pty.openpty()
+    columns, lines = SCREEN
+    termios.tcsetwinsize(theirs, (lines, columns))
     # As a person's terminal would have it: a make that calls this tells the one below of itself.
     environment = {name: os.environ[name] for name in os.environ if not name.startswith("MAKE")}
     process = subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=REPOSITORY, env=environment
     )
     os.close(theirs)
-    seen = bytearray()
     while True:
         try:
             data = os.read(ours, 4096)
@@ -63,22 +70,16 @@ def shown(command: list[str]) -> tuple[int, list[str]]:
             data = b""
         if not data:
             break
-        seen += data
+        stream.feed(data)
         sys.stdout.write(data.decode(errors="replace"))
         sys.stdout.flush()
     os.close(ours)
-    return process.wait(), [line.rstrip() for line in seen.decode().splitlines()]
+    shown = "\n".join(line.rstrip() for line in screen.display).rstrip()
+    return process.wait(), shown.splitlines()
 
 
 def drawn(command: str, lines: list[str]) -> str:
-    """Return the SVG of a terminal where `command` printed `lines`.
-
-    Raises:
-        ValueError: a line holds a sign that moves a cursor or changes a colour.
-    """
-    for line in lines:
-        if not line.isprintable():
-            raise ValueError(f"{line!r} is more than text, which this picture can't show")
+    """Return the SVG of a terminal where `command` left `lines`."""
     columns = max([MIN_COLUMNS, *(len(line) for line in lines)])
     width = round(2 * MARGIN + columns * WIDTH)
     height = BAR + (len(lines) + 1) * HEIGHT + MARGIN

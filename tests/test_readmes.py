@@ -344,16 +344,20 @@ def test_the_picture_shows_what_a_terminal_did(tmp_path: Path) -> None:
     assert texts[-3].startswith("$ ")
 
 
-def test_no_picture_is_made_of_a_failure_or_of_more_than_text(tmp_path: Path) -> None:
+def test_no_picture_is_made_of_a_failure(tmp_path: Path) -> None:
     picture = tmp_path / "picture.svg"
     failed = terminal("--output", str(picture), "--", sys.executable, "-c", "raise SystemExit(75)")
     assert failed.returncode != 0
     assert "75" in failed.stderr
-    coloured = terminal(
-        "--output", str(picture), "--", sys.executable, "-c", r"print('\033[31mred')"
-    )
-    assert coloured.returncode != 0
     assert not picture.exists()
+
+
+def test_the_picture_is_of_what_stays_on_the_screen(tmp_path: Path) -> None:
+    picture = tmp_path / "picture.svg"
+    said = r"print('\033[31mred\033[0m'); print('gone', end='\r\033[2K'); print('stays')"
+    made = terminal("--output", str(picture), "--", sys.executable, "-c", said)
+    assert made.returncode == 0, made.stderr
+    assert texts_of(picture)[-2:] == ["red", "stays"]
 
 
 def test_the_picture_in_the_readme_is_of_make_train() -> None:
