@@ -3,11 +3,9 @@
 import io
 import json
 import socket
-import threading
 import time
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import listening
 import pytest
 
 from job.errors import StoppedError, UsageError
@@ -19,54 +17,13 @@ SECRET = "T0K3N"
 RECORD = {"night": "n-1", "verdict": "refused", "why": "significantly worse", "gate": {"p": 0.01}}
 
 
-@contextmanager
 def server(answer):
-    """Yield the URL of a server that answers each request by `answer(handler)`, and the requests.
-
-    The URL has the secret in its path and query.
-    """
-    requests = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            requests.append((self.command, self.path, dict(self.headers), body))
-            answer(self)
-
-        def do_GET(self):
-            requests.append((self.command, self.path, dict(self.headers), b""))
-            answer(self)
-
-        def log_message(self, *_):
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_):
-            """A client that has given up is no news."""
-
-    listening = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    try:
-        port = listening.server_address[1]
-        yield f"http://127.0.0.1:{port}/{SECRET}/hook?token={SECRET}", requests
-    finally:
-        listening.shutdown()
-        listening.server_close()
-        thread.join()
+    """Run a server whose URL has the secret in its path and query."""
+    return listening.server(answer, f"/{SECRET}/hook?token={SECRET}")
 
 
 def status(code, **headers):
-    def answer(handler):
-        handler.send_response(code, SECRET)
-        for name, value in headers.items():
-            handler.send_header(name, value)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    return answer
+    return listening.status(code, SECRET, **headers)
 
 
 def told(url, record=RECORD, log_format="json"):
@@ -140,7 +97,7 @@ def test_nobody_listens():
 
 
 def test_a_server_that_speaks_another_language():
-    def answer(handler):
+    def answer(handler, _):
         handler.wfile.write(f"{SECRET} is what you sent\r\n\r\n".encode())
 
     with server(answer) as (url, _):
@@ -154,11 +111,11 @@ def test_a_certificate_that_nobody_vouches_for():
     assert event["to"] == "https://127.0.0.1"
 
 
-def silent(_):
+def silent(*_):
     time.sleep(3)
 
 
-def trickling(handler):
+def trickling(handler, _):
     handler.wfile.write(b"HTTP/1.1 200 OK\r\n")
     for _ in range(30):  # each byte comes within the limit of a socket
         handler.wfile.write(b"X")
