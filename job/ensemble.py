@@ -25,7 +25,15 @@ from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.results import metrics, provenance, publishing
 from job.results.publishing import RunFolder
-from job.run import claim, complete_already, import_tensorflow, leaving_a_verdict, score, train_run
+from job.run import (
+    claim,
+    complete_already,
+    import_tensorflow,
+    leaving_a_verdict,
+    score,
+    show,
+    train_run,
+)
 from job.storage import Place
 from job.training import checkpoint
 from job.workers.cluster import Cluster
@@ -118,6 +126,7 @@ def train_ensemble(
             members=tuple(map(_told, documents)),
         )
         document = folder.complete(config, document)
+    show(folder, document, progress)
     progress.event("complete", **metrics.summary(str(folder.place), document))
     return folder.place, document
 

@@ -20,6 +20,7 @@ from job.errors import ConflictError, DataError, JobError, StoppedError, Tempora
 from job.process import memory, runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
+from job.report import openmetrics
 from job.results import metrics, provenance, publishing
 from job.results.predictions import Predictions
 from job.results.publishing import RunFolder
@@ -144,6 +145,7 @@ def train_run(
             init_weights=_begun_with(folder, config),
         )
         document = folder.complete(config, document)
+    show(folder, document, progress)
     checkpoints.prune(keep=1)
     with contextlib.suppress(TemporaryError):  # published is published, whoever is still there
         collectives.wait()
@@ -176,6 +178,7 @@ def complete_already(
     if (document := folder.finished(config)) is None:
         return None
     _compare_data(document, config, dataset, progress)
+    openmetrics.write(folder.exposition, openmetrics.of_run(document), progress)
     Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress).tidy()
     progress.event("already_complete", **metrics.summary(str(folder.place), document))
     return document
@@ -230,6 +233,11 @@ def claim(
     number = folder.claim(config, dataset.fingerprint, facts)
     progress.event("attempt_started", run=str(folder.place), attempt=number)
     return Attempt(folder, number, facts)
+
+
+def show(folder: RunFolder, document: dict[str, Any], progress: Progress) -> None:
+    """Write what dashboards look at, of a run that is published: no failure here spoils it."""
+    openmetrics.write(folder.exposition, openmetrics.of_run(document), progress)
 
 
 @contextlib.contextmanager

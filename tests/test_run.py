@@ -98,6 +98,7 @@ def test_run_holds_nothing_else(trained):
     assert files - checkpoints == {
         "attempts/0001.json",
         "metrics.json",
+        "metrics.prom",
         "model.keras",
         "model_weights.h5",
         "predictions.safetensors",

@@ -17,6 +17,7 @@ from job.nightly.champions import Entry, Log
 from job.nightly.records import SCHEMA_VERSION, Records
 from job.process import verdict
 from job.process.progress import Progress
+from job.report import openmetrics
 from job.results import publishing
 from job.results.provenance import code_version
 from job.results.publishing import RunFolder
@@ -142,12 +143,18 @@ class Desk:
             **more,
         }
         kept = self.records.keep(self.plan.night, record)
+        self.show(kept)
         told = summary(kept)
         self.progress.event("night_over", **told)
         if told["stale"]:
             age = told["champion_age_seconds"]
             self.progress.event("champion_stale", champion=told["champion"], age_seconds=age)
         return kept
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Write the record of this night, which is over, for dashboards too."""
+        place = self.records.exposition(self.plan.night)
+        openmetrics.write(place, openmetrics.of_night(record), self.progress)
 
     def close_as_promoted(self, mine: Entry) -> dict[str, Any]:
         """Close a night that has promoted, was killed, and was begun again on other things.

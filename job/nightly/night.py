@@ -49,6 +49,7 @@ def retrain(
     """
     desk = Desk(plan, config, progress)
     if (record := desk.records.night(plan.night)) is not None:
+        desk.show(record)  # should it have been killed before that
         return _as_it_ended(record, desk)
     mine = desk.promoted_by_this_night()
     if mine is not None and not _is_as_it_was(mine, plan, config):

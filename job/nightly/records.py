@@ -1,6 +1,7 @@
 """What is kept of nights, beside the log of champions: each is created once and never changed.
 
     <output>/nights/<id>.json                        what a night came to, refusals too
+    <output>/nights/<id>.prom                        the same for Prometheus, made of that
     <output>/gates/<key>.<test set>.<01>.json        a verdict of the gate; all of one test set
                                                      together are how often that has decided
     <output>/shards/<source>/<name>@<digest>@<night>.json    a shard that a night has accepted
@@ -53,6 +54,10 @@ class Records:
         except ConflictError:
             return publishing.read_json(self._night(night))
         return record
+
+    def exposition(self, night: str) -> Place:
+        """Say where what the night came to lies in a form for Prometheus."""
+        return self.output / NIGHTS / f"{night}.prom"
 
     def last_verdict(self, key: str) -> tuple[int, dict[str, Any]] | None:
         """Return the number and the content of the gate's last verdict on `key`, if there is one.

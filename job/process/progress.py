@@ -369,6 +369,7 @@ _WARNINGS = (
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
     *("shards_gone", "overtaken", "champion_stale"),
+    "metrics_not_exposed",
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -475,6 +476,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "notified": lambda details: f"notified   {details['to']}",
     "not_notified": lambda details: (
         f"warning    nobody was told at {details['to']}: {details['reason']}"
+    ),
+    "metrics_not_exposed": lambda details: (
+        f"warning    {details['uri']} is not written, all else is published: {details['reason']}"
     ),
     "trial_started": lambda details: (
         f"trial      {details['trial']}: {_values(details['values'])}"

@@ -10,6 +10,7 @@ with it.
     <run>/checkpoints/          see job/training/checkpoint.py
     <run>/model_weights.h5, model.keras, predictions.safetensors
     <run>/metrics.json
+    <run>/metrics.prom          made of metrics.json, which names it not: see job/report/
     <run>/pruned.json          only while the run is being removed: see job/nightly/pruning.py
 """
 
@@ -73,6 +74,11 @@ class RunFolder:
     def predictions(self) -> Place:
         """What the model said of each test image: see job/results/predictions.py."""
         return self.place / "predictions.safetensors"
+
+    @property
+    def exposition(self) -> Place:
+        """What the metrics say, for Prometheus."""
+        return self.place / "metrics.prom"
 
     @property
     def checkpoints(self) -> Place:

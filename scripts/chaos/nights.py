@@ -194,16 +194,21 @@ def state(output: Place) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for folder in ("champion", "nights", "gates"):
         for name in storage.names(output / folder):
+            if not name.endswith(".json"):  # made of the record, times and all
+                found[f"{folder}/{name}"] = "is there"
+                continue
             document = json.loads(storage.read(output / folder / name, 2**24))
             found[f"{folder}/{name}"] = _lasting(document)
     for name, document in list(found.items()):
-        run = document.get("run") if name.startswith("nights/") else None
-        for file in files_in(output / run) if run else ():
-            if file != "metrics.json":
-                found[f"{run}/{file}"] = storage.read(output / run / file, 2**26)
-            else:
-                metrics = json.loads(storage.read(output / run / file, 2**24))
-                found[f"{run}/{file}"] = metrics["artifacts"], metrics["test"]
+        is_record = name.startswith("nights/") and name.endswith(".json")
+        run = document.get("run") if is_record else None
+        if run:
+            metrics = json.loads(storage.read(output / run / "metrics.json", 2**24))
+            artifacts = {artifact["path"] for artifact in metrics["artifacts"]}
+            for file in files_in(output / run):  # others are made of metrics.json, times and all
+                content = storage.read(output / run / file, 2**26) if file in artifacts else None
+                found[f"{run}/{file}"] = content or "is there"
+            found[f"{run}/metrics.json"] = metrics["artifacts"], metrics["test"]
     return found
 
 

@@ -411,6 +411,11 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "warning    nobody was told at https://x.example: the answer was 500",
     ),
     (
+        "metrics_not_exposed",
+        {"uri": "runs/r1/metrics.prom", "reason": "no room"},
+        "warning    runs/r1/metrics.prom is not written, all else is published: no room",
+    ),
+    (
         "verdict_not_written",
         {"reason": "no room"},
         "mnist-job: warning: no room",

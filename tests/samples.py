@@ -1,0 +1,51 @@
+"""What a run and a night may leave, as much of it as dashboards look at."""
+
+RUN = {
+    "run_id": "r1",
+    "status": "complete",
+    "started": "2026-11-22T02:30:10.500+00:00",
+    "attempts": 2,
+    "config_sha256": "c" * 64,
+    "model": {"name": "mlp", "parameters": 109_386},
+    "data": {"fingerprint": "d" * 64},
+    "test": {
+        "examples": 10_000,
+        "accuracy": 0.9862,
+        "accuracy_interval_95": [0.98371, 0.98831],
+        "loss": 0.0512,
+        "expected_calibration_error": 0.0034,
+    },
+    "train": {"epochs": 10},
+    "timing": {
+        "import_seconds": 2.0,
+        "load_seconds": 0.5,
+        "compile_seconds": 1.0,
+        "train_seconds": 60.0,
+        "attempt_train_seconds": 6.0,
+        "evaluate_seconds": 0.25,
+        "publish_seconds": 0.125,
+        "total_seconds": 11.0,
+        "images_per_second": 91_234.5,
+    },
+    "resources": {"peak_memory_mib": 612.5, "cpu_seconds": 17.5},
+    "environment": {"job_version": "0.1.0", "git_commit": None, "python": "3.11.7"},
+    "artifacts": [{"path": "model_weights.h5", "sha256": "a" * 64}],
+}
+NIGHT = {
+    "night": "n-1",
+    "verdict": "refused",
+    "exit_code": 0,
+    "began": "2026-11-22T02:30:00+00:00",
+    "ended": "2026-11-22T02:31:30+00:00",
+    "run": "night-ab",
+    "champion": {
+        "number": 3,
+        "run": "night-00",
+        "weights_sha256": "b" * 64,
+        "accuracy": 0.985,
+        "since": "2026-11-20T02:31:30+00:00",
+        "age_seconds": 172_800.0,
+        "stale": True,
+        "held": None,
+    },
+}
