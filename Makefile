@@ -6,11 +6,12 @@ ARGS ?=
 BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 CHECKS := .venv-checks/.ready
+MLFLOW := .venv-mlflow/.ready
 BASE ?= python:3.12-slim
 CA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow check format seeds accuracy ablation bench workers chaos \
+.PHONY: help setup train test test-slow test-mlflow check format seeds accuracy ablation bench workers chaos \
 	chaos-nights chaos-storage chaos-tune image image-test image-sizes mutants gate picture lock lock-peers \
 	clean
 .DELETE_ON_ERROR:
@@ -32,10 +33,20 @@ train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(READY) ## Run the tests
-	@$(TESTS) -m 'not slow and not checks' $(ARGS)
+	@$(TESTS) -m 'not slow and not checks and not mlflow' $(ARGS)
 
 test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (10 minutes)
 	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py $(ARGS)
+
+test-mlflow: $(READY) $(MLFLOW) ## Log runs to a real MLflow server (a minute)
+	@$(BIN)/python -m pytest -q -m mlflow tests/report/test_mlflow_server.py $(ARGS)
+
+$(MLFLOW): scripts/mlflow.lock | $(READY)
+	@echo 'setting up .venv-mlflow: a minute the first time'
+	@rm -rf .venv-mlflow && $(BIN)/python -m venv --without-pip .venv-mlflow
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python .venv-mlflow/bin/python \
+		--require-hashes --requirements scripts/mlflow.lock
+	@touch $@
 
 check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the manifests and the Dockerfile
 	@$(BIN)/ruff check .
@@ -114,6 +125,9 @@ lock: ## Resolve the dependencies anew into requirements.lock
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --group checks \
 		--custom-compile-command 'make lock' --output-file scripts/checks.lock
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --group mlflow \
+		--custom-compile-command 'make lock' --output-file scripts/mlflow.lock
 
 # Where builds of PyTorch without CUDA are: its own index, or TORCH_FROM="--find-links FOLDER".
 TORCH_FROM ?= --torch-backend cpu
@@ -126,5 +140,5 @@ lock-peers: $(READY) ## Resolve the libraries that `make bench` compares with an
 		$(PEER) --python-platform linux $(TORCH_FROM) --output-file torch.txt torch.in
 
 clean: ## Remove the environment and all caches, but no run
-	@rm -rf .venv .venv-checks .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-checks .venv-mlflow .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find job tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -84,6 +84,7 @@ def train(
     quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
+    pushgateway: flags.Pushgateway = None,
 ) -> dict[str, Any]:
     """Train a model, score it on all test images, and publish weights and metrics."""
     given = dict(locals())  # before anything but the flags has a name
@@ -118,6 +119,7 @@ def train(
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness, quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)
+    watchers = console.watchers(pushgateway, cluster, progress)
     if not watchdog.is_supervised():  # its watcher has said so
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
@@ -144,6 +146,7 @@ def train(
             code = supervision.supervise(
                 context.obj, cluster.workers, team, peer_timeout, preemption, progress
             )
+            watchers.failed(code)
             raise typer.Exit(code)
     elif strategy == "multiworker" and RunFolder(config.place).finished(config) is None:
         raise ClusterError(
@@ -152,15 +155,31 @@ def train(
             "does; one alone trains with --strategy auto"
         )
     alone = cluster.workers.count == 1
-    with watchdog.telling_why(), _telling_how_to_go_on(context.obj, config.run_id, alone=alone):
-        if ensemble is not None:
-            from job.ensemble import train_ensemble  # noqa: PLC0415
+    telling_failures = (
+        contextlib.nullcontext() if watchdog.is_supervised() else watchers.telling_failures()
+    )
+    with (
+        watchdog.telling_why(),
+        _telling_how_to_go_on(context.obj, config.run_id, alone=alone),
+        telling_failures,
+    ):
+        place, document = _trained(config, cluster, preemption, progress)
+    if document is not None and place == config.place:  # not a member of an ensemble
+        watchers.run_over(place, document)
+    return verdict.success(str(place), document)
 
-            place, document = train_ensemble(config, cluster, preemption, progress)
-            return verdict.success(str(place), document)
-        from job.run import train_run  # noqa: PLC0415
 
-        return verdict.success(str(config.place), train_run(config, cluster, preemption, progress))
+def _trained(
+    config: RunConfig, cluster: Cluster, preemption: Preemption, progress: Progress
+) -> tuple[Place, dict[str, Any] | None]:
+    """Train what `config` says, and return where it lies, and its metrics where they are ours."""
+    if config.ensemble is not None:
+        from job.ensemble import train_ensemble  # noqa: PLC0415
+
+        return train_ensemble(config, cluster, preemption, progress)
+    from job.run import train_run  # noqa: PLC0415
+
+    return config.place, train_run(config, cluster, preemption, progress)
 
 
 @app.command()

@@ -8,7 +8,9 @@ from job.errors import OutputError
 from job.process import preemption as signals
 from job.process import verdict
 from job.process.progress import Progress, drop_unwritten, reason, write_line
+from job.report.watchers import Watchers
 from job.storage import Settings
+from job.workers.cluster import Cluster
 
 # A pod on a spot node has 25 seconds to end: these are for saving, run.END_SECONDS for the record
 # of the end, and the rest for a chunk of training to finish and the process to exit.
@@ -31,6 +33,17 @@ def progress_aside(timeout: float, anonymous: bool) -> Progress:
 def use_storage(timeout: float, anonymous: bool, progress: Progress) -> None:
     """Use storage as the flags of a command say."""
     storage.configure(Settings(timeout_seconds=timeout, anonymous=anonymous, notify=progress.event))
+
+
+def watchers(pushgateway: str | None, cluster: Cluster, progress: Progress) -> Watchers:
+    """Return whom to tell when a run or a night is over; of several workers the chief tells.
+
+    Raises:
+        UsageError: the flag --pushgateway gives no URL.
+    """
+    if not cluster.workers.is_chief:
+        return Watchers(progress)
+    return Watchers.named(pushgateway, cluster.job, os.environ, progress)
 
 
 def tell_failure(progress: Progress, ended: dict[str, object]) -> None:

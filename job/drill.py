@@ -24,6 +24,8 @@ from job.storage import Place
 from job.training import checkpoint
 
 BRIEF = ("--epochs", "2")  # unless the flags say otherwise: the proof needs no long training
+# This process listens; and nobody else is to hear of trainings that are thrown away.
+_NOT_HANDED_ON = ("MNIST_JOB_QUIET", "MNIST_JOB_PUSHGATEWAY", "MLFLOW_TRACKING_URI")
 TRIES = 5  # a signal can come too late, when the training is over already
 
 
@@ -40,6 +42,8 @@ def drill(flags: Sequence[str], say: Callable[[str], None]) -> None:
     """
     if verdict.given(flags, os.environ, "--ensemble"):
         raise UsageError("the drill stops one training: leave --ensemble out")
+    if any(flag.partition("=")[0] == "--pushgateway" for flag in flags):
+        raise UsageError("the drill publishes nothing: leave --pushgateway out")
     with tempfile.TemporaryDirectory(prefix="mnist-job-drill-") as folder:
         unbroken = Path(folder, "unbroken")
         _train(flags, unbroken)
@@ -72,7 +76,7 @@ def _train(flags: Sequence[str], run: Path, stop_after_seconds: float | None = N
     process = subprocess.Popen(
         # Safe from whatever is called `job` or `json` in the current folder.
         [sys.executable, "-P", "-m", "job", "train", *BRIEF, *heard, *own],
-        env={name: value for name, value in os.environ.items() if name != "MNIST_JOB_QUIET"},
+        env={name: value for name, value in os.environ.items() if name not in _NOT_HANDED_ON},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

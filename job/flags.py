@@ -217,6 +217,14 @@ TerminationLog = Annotated[
         "Write the verdict here as JSON, whatever it is. [default: /dev/termination-log, if there]",
     ),
 ]
+Pushgateway = Annotated[
+    str | None,
+    _flag(
+        "pushgateway",
+        "URL of a Prometheus Pushgateway to tell how it ended, or a file that holds one. "
+        "[default: none]",
+    ),
+]
 LivenessFile = Annotated[
     str | None,
     _flag("liveness-file", "Touch this file as long as the run moves. [default: none]"),

@@ -78,6 +78,7 @@ def retrain(
     quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
+    pushgateway: flags.Pushgateway = None,
 ) -> dict[str, Any]:
     """Let a night happen: train on what is new, judge, promote."""
     given = dict(locals())  # before anything but the flags has a name
@@ -119,6 +120,7 @@ def retrain(
     )
     progress = Progress(log, liveness=Liveness(liveness_file), quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)
+    watchers = console.watchers(pushgateway, cluster, progress)
     progress.event("started", version=__version__, run=f"{config.output}, night {plan.night}")
     if notify is not None and url is None:
         progress.event("not_notified", to=notify, reason="there is no such file")
@@ -134,15 +136,18 @@ def retrain(
     except StoppedError:
         raise  # to be continued: there is nothing to tell, and little time
     except Exception as error:
-        told = desk.summary_of_failure(plan, config, error)
+        left = desk.record_of_failure(plan, config, error)
+        told = desk.summary_of_failure(plan, left, error)
         if url is not None:
             notice.post(url, told, progress)
+        watchers.night_over(parse(output, "--output"), plan.night, left, told["code"])
         if not isinstance(error, JobError):
             raise
         return told  # which says more than `error` does: how old the champion is
     told = desk.summary(record)
     if url is not None:
         notice.post(url, told, progress)
+    watchers.night_over(parse(output, "--output"), plan.night, record, 0)
     return verdict.came_to(told)
 
 

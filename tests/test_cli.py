@@ -27,8 +27,10 @@ TRAIN_FLAGS = [
     "strategy", "require-gpu",
     "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "log",
     "storage-timeout", "anonymous", "termination-log", "liveness-file",
+    "pushgateway",
 ]  # fmt: skip
 OF_SEVERAL = {"peer-timeout", "exchange", "ensemble"}
+OF_PUBLISHED = {"pushgateway"}
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
 STORAGE_FLAGS = ["output", "storage-timeout", "anonymous"]
 FLAGS = {
@@ -39,7 +41,8 @@ FLAGS = {
     "retrain": [*(set(TRAIN_FLAGS) - {"run-id", *OF_SEVERAL}), "night", "promote", "gate-alpha",
                 "gate-minimum", "skip-bad-shards", "accept-changed-shards",
                 "leak-allow", "accept-drift", "stale-after", "notify", "again"],
-    "tune": [*(set(TRAIN_FLAGS) - {"run-id", "init-weights", *OF_SEVERAL}), "study", "trials",
+    "tune": [*(set(TRAIN_FLAGS) - {"run-id", "init-weights", *OF_SEVERAL, *OF_PUBLISHED}),
+             "study", "trials",
              "trial", "vary", "space", "objective", "reduction", "first-rung", "best", "report"],
     "champion": ["json", *STORAGE_FLAGS],
     "promote": ["reason", *STORAGE_FLAGS],

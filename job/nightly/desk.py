@@ -223,14 +223,22 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def summary_of_failure(plan: Plan, config: RunConfig, error: Exception) -> dict[str, Any]:
-    """Return what to tell of a night that ended with `error`: its record, where it left one."""
-    ended = verdict.of_error(error)
+def record_of_failure(plan: Plan, config: RunConfig, error: Exception) -> dict[str, Any] | None:
+    """Return the record that a night left which ended with `error`, None where it left none."""
     try:
         record = Records(parse(config.output, "--output")).night(plan.night)
     except JobError:  # the output may be what is wrong
-        record = None
-    if record is not None and record.get("exit_code") == ended["code"]:
+        return None
+    code = verdict.of_error(error)["code"]
+    return record if record is not None and record.get("exit_code") == code else None
+
+
+def summary_of_failure(
+    plan: Plan, record: dict[str, Any] | None, error: Exception
+) -> dict[str, Any]:
+    """Return what to tell of a night that ended with `error`: its `record`, where it left one."""
+    ended = verdict.of_error(error)
+    if record is not None:
         return {**ended, **summary(record)}
     more = {"verdict": ended["status"], "why": ended["error"], "exit_code": ended["code"]}
     return {"night": plan.night, **ended, **more}

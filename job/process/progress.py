@@ -369,7 +369,7 @@ _WARNINGS = (
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
     *("shards_gone", "overtaken", "champion_stale"),
-    "metrics_not_exposed",
+    *("metrics_not_exposed", "not_pushed", "not_logged_to_mlflow"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -479,6 +479,17 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "metrics_not_exposed": lambda details: (
         f"warning    {details['uri']} is not written, all else is published: {details['reason']}"
+    ),
+    "pushed": lambda details: f"pushed     to {details['to']}, as job {details['job']}",
+    "not_pushed": lambda details: (
+        f"warning    nothing was pushed to {details['to']}: {details['reason']}"
+    ),
+    "logged_to_mlflow": lambda details: (
+        f"logged     to {details['to']}, experiment {details['experiment']}, run "
+        f"{details['mlflow_run']}"
+    ),
+    "not_logged_to_mlflow": lambda details: (
+        f"warning    MLflow at {details['to']} was not told: {details['reason']}"
     ),
     "trial_started": lambda details: (
         f"trial      {details['trial']}: {_values(details['values'])}"

@@ -416,6 +416,26 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "warning    runs/r1/metrics.prom is not written, all else is published: no room",
     ),
     (
+        "pushed",
+        {"to": "https://x.example", "job": "nightly"},
+        "pushed     to https://x.example, as job nightly",
+    ),
+    (
+        "not_pushed",
+        {"to": "https://x.example", "reason": "the answer was 500"},
+        "warning    nothing was pushed to https://x.example: the answer was 500",
+    ),
+    (
+        "logged_to_mlflow",
+        {"to": "https://x.example", "experiment": "mnist-job", "mlflow_run": "ab12"},
+        "logged     to https://x.example, experiment mnist-job, run ab12",
+    ),
+    (
+        "not_logged_to_mlflow",
+        {"to": "https://x.example", "reason": "the answer was 500"},
+        "warning    MLflow at https://x.example was not told: the answer was 500",
+    ),
+    (
         "verdict_not_written",
         {"reason": "no room"},
         "mnist-job: warning: no room",
