@@ -28,7 +28,7 @@ RUN --mount=type=secret,id=ca if [ -f /run/secrets/ca ]; then \
     && /uv/bin/uv venv --no-cache --python python3 /opt/mnist-job \
     && /uv/bin/uv pip install --no-cache --python /opt/mnist-job --compile-bytecode \
         --constraint requirements.lock --require-hashes \
-        --requirements pyproject.toml --extra "${EXTRA}" --group image
+        --requirements pyproject.toml --extra "${EXTRA}" --extra tensorboard --group image
 # What TensorFlow carries for those who build against it, and the job never loads.
 RUN rm -rf /opt/mnist-job/lib/python3*/site-packages/clang \
         /opt/mnist-job/lib/python3*/site-packages/tensorflow/include \

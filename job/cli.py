@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, console, flags, nights, storage, tunes
+from job import __version__, console, flags, looks, nights, storage, tunes
 from job.config import RunConfig, fresh_run_id, parse_data
 from job.console import HURRY_SECONDS
 from job.errors import (
@@ -45,6 +45,7 @@ app = typer.Typer(
 )
 app.add_typer(nights.app)  # without a name: its commands stand beside these
 app.add_typer(tunes.app)
+app.add_typer(looks.app)
 
 
 @app.command()
@@ -84,6 +85,7 @@ def train(
     quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
+    tensorboard: flags.Tensorboard = RunConfig.tensorboard,
     pushgateway: flags.Pushgateway = None,
 ) -> dict[str, Any]:
     """Train a model, score it on all test images, and publish weights and metrics."""
@@ -99,6 +101,7 @@ def train(
             "--ensemble trains each member in one process: leave K8S_WORKERS and TF_CONFIG out, "
             "and each pod of an Indexed Job trains the member of its index"
         )
+    console.prepare_tensorboard(tensorboard)
     training = flags.of_training(context, given)
     config = RunConfig(
         data=data,
@@ -115,6 +118,7 @@ def train(
         exchange=exchange,
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
+        tensorboard=tensorboard,
     )
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness, quiet=quiet)

@@ -6,6 +6,7 @@ imported and before anything is read or written, and names the flag that is wron
 
 import hashlib
 import json
+import math
 import re
 import secrets
 from dataclasses import asdict, dataclass, field, replace
@@ -38,7 +39,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # Where a run goes, and what it runs on, don't change which run it is.
 _NOT_IDENTITY = (
     *("output", "run_id", "place", "source", "only", "strategy", "require_gpu"),
-    *("checkpoint_seconds", "time_limit", "peer_timeout"),
+    *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard"),
 )
 # Fields that came later, and what all runs had until then: part of the identity where another is
 # given, so old digests hold.
@@ -113,6 +114,8 @@ class RunConfig:
     """Seconds after which to save and stop, to be continued by the same command."""
     peer_timeout: float = 45.0
     """Seconds to wait for the other workers before the training starts."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, one with each checkpoint."""
     augment: Augmentation = "none"
     """`shift` moves each training image by up to two pixels, anew in every epoch; `affine` turns,
     scales, slants and moves it."""
@@ -159,8 +162,8 @@ class RunConfig:
         if self.time_limit is not None:
             _check_real("--time-limit", self.time_limit, "from 1 to 10000000", 1, 1e7)
         _check_real("--peer-timeout", self.peer_timeout, "from 1 to 86400", 1, 86_400)
-        if not isinstance(self.require_gpu, bool):
-            raise UsageError(f"--require-gpu must be given or not, not {self.require_gpu!r}")
+        _check_switch("--require-gpu", self.require_gpu)
+        _check_switch("--tensorboard", self.tensorboard)
         if self.require_gpu and self.strategy == "cpu":
             raise UsageError("--require-gpu and --strategy cpu exclude each other: drop one")
         _check_real("--weight-decay", self.weight_decay, "from 0 to 10", 0, 10)
@@ -249,6 +252,10 @@ class RunConfig:
                 f"--batch-size {self.batch_size:,} is more than the {examples - held_out:,} "
                 f"training examples of {self.data}{but}: give at most that many"
             )
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """Return the optimizer steps of one pass over `examples`, those held out left out."""
+        return math.ceil((examples - round(self.validation * examples)) / self.batch_size)
 
     def difference(self, other: dict[str, Any]) -> str:
         """Describe in a few words where the identity `other` departs from this config's."""
@@ -344,6 +351,11 @@ def fresh_run_id(model: str) -> str:
 def _check_choice(flag: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise UsageError(f"{flag} must be one of {', '.join(get_args(choices))}, not {value!r}")
+
+
+def _check_switch(flag: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise UsageError(f"{flag} must be given or not, not {value!r}")
 
 
 def _check_integer(flag: str, value: int, lowest: int, highest: int) -> None:

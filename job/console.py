@@ -46,6 +46,18 @@ def watchers(pushgateway: str | None, cluster: Cluster, progress: Progress) -> W
     return Watchers.named(pushgateway, cluster.job, os.environ, progress)
 
 
+def prepare_tensorboard(wanted: bool) -> None:
+    """Import what writes event files, if they are wanted.
+
+    Raises:
+        ClusterError: what writes them isn't installed.
+    """
+    if wanted:
+        from job.report import tensorboard  # noqa: PLC0415
+
+        tensorboard.load()
+
+
 def tell_failure(progress: Progress, ended: dict[str, object]) -> None:
     """Say in the form of the log what went wrong, if anything did."""
     if ended["code"] != 0:

@@ -126,7 +126,7 @@ def train_ensemble(
             members=tuple(map(_told, documents)),
         )
         document = folder.complete(config, document)
-    show(folder, document, progress)
+    show(folder, document, config, dataset, progress)
     progress.event("complete", **metrics.summary(str(folder.place), document))
     return folder.place, document
 

@@ -217,6 +217,10 @@ TerminationLog = Annotated[
         "Write the verdict here as JSON, whatever it is. [default: /dev/termination-log, if there]",
     ),
 ]
+Tensorboard = Annotated[
+    bool,
+    _flag("tensorboard", "Also write event files for TensorBoard, one with each checkpoint."),
+]
 Pushgateway = Annotated[
     str | None,
     _flag(
@@ -229,6 +233,9 @@ LivenessFile = Annotated[
     str | None,
     _flag("liveness-file", "Touch this file as long as the run moves. [default: none]"),
 ]
+
+# Of tensorboard.
+PrintOnly = Annotated[bool, _flag("print", "Only print the command that starts TensorBoard.")]
 
 # Of evaluate and predict.
 Weights = Annotated[

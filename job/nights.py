@@ -78,6 +78,7 @@ def retrain(
     quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
+    tensorboard: flags.Tensorboard = RunConfig.tensorboard,
     pushgateway: flags.Pushgateway = None,
 ) -> dict[str, Any]:
     """Let a night happen: train on what is new, judge, promote."""
@@ -92,6 +93,7 @@ def retrain(
     from job.nightly import desk, gate, guard  # noqa: PLC0415
     from job.nightly import night as nights_work  # noqa: PLC0415
 
+    console.prepare_tensorboard(tensorboard)
     training = flags.of_training(context, given)
     config = RunConfig(
         data=data,
@@ -105,6 +107,7 @@ def retrain(
         precision=precision,
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
+        tensorboard=tensorboard,
     )
     plan = desk.Plan(
         night=_night_id(night or cluster.job),

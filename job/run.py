@@ -6,7 +6,7 @@ before that. The rooms that need TensorFlow are imported after it.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from job.errors import ConflictError, DataError, JobError, StoppedError, Tempora
 from job.process import memory, runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
-from job.report import openmetrics
+from job.report import openmetrics, tensorboard
 from job.results import metrics, provenance, publishing
 from job.results.predictions import Predictions
 from job.results.publishing import RunFolder
@@ -83,7 +83,12 @@ def train_run(
         progress.event(name, **details)
     attempt = claim(folder, config, dataset, cluster, versions, progress)
     with leaving_a_verdict(attempt, progress), memory.explained(_less_memory(config)):
-        checkpoints = Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress)
+        checkpoints = Checkpoints(
+            folder.checkpoints,
+            config.checkpoint_seconds,
+            progress,
+            _after_save(attempt, config, dataset, progress),
+        )
         try:
             start = _where_to_begin(
                 attempt, checkpoints, config, dataset, cluster.workers, progress
@@ -145,7 +150,7 @@ def train_run(
             init_weights=_begun_with(folder, config),
         )
         document = folder.complete(config, document)
-    show(folder, document, progress)
+    show(folder, document, config, dataset, progress)
     checkpoints.prune(keep=1)
     with contextlib.suppress(TemporaryError):  # published is published, whoever is still there
         collectives.wait()
@@ -235,9 +240,27 @@ def claim(
     return Attempt(folder, number, facts)
 
 
-def show(folder: RunFolder, document: dict[str, Any], progress: Progress) -> None:
+def _after_save(
+    attempt: Attempt, config: RunConfig, dataset: Dataset, progress: Progress
+) -> Callable[[State], None]:
+    """Return what is done with each state that is saved."""
+    if not config.tensorboard:
+        return lambda _: None
+    steps = config.steps_per_epoch(len(dataset.x_train))
+    return tensorboard.Board(attempt.folder, attempt.number, steps, progress).add
+
+
+def show(
+    folder: RunFolder,
+    document: dict[str, Any],
+    config: RunConfig,
+    dataset: Dataset,
+    progress: Progress,
+) -> None:
     """Write what dashboards look at, of a run that is published: no failure here spoils it."""
     openmetrics.write(folder.exposition, openmetrics.of_run(document), progress)
+    if config.tensorboard:
+        tensorboard.add_scores(folder, document, dataset.x_test, progress)
 
 
 @contextlib.contextmanager

@@ -27,10 +27,10 @@ TRAIN_FLAGS = [
     "strategy", "require-gpu",
     "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "log",
     "storage-timeout", "anonymous", "termination-log", "liveness-file",
-    "pushgateway",
+    "tensorboard", "pushgateway",
 ]  # fmt: skip
 OF_SEVERAL = {"peer-timeout", "exchange", "ensemble"}
-OF_PUBLISHED = {"pushgateway"}
+OF_PUBLISHED = {"tensorboard", "pushgateway"}
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
 STORAGE_FLAGS = ["output", "storage-timeout", "anonymous"]
 FLAGS = {
@@ -51,6 +51,7 @@ FLAGS = {
     "unhold": ["reason", *STORAGE_FLAGS],
     "prune": ["keep", "keep-entries", "leftovers-after", "yes", *STORAGE_FLAGS],
     "verify": ["data", *STORAGE_FLAGS],
+    "tensorboard": ["print", "storage-timeout", "anonymous"],
     "data check": ["base", "leak-allow", "accept-drift", "skip-bad-shards", *STORAGE_FLAGS],
 }  # fmt: skip
 
@@ -174,6 +175,8 @@ def test_bad_training_flags(command, tmp_path, monkeypatch, flags, word):
         (["prune", "--keep-entries", "-1"], "--keep-entries"),
         (["prune", "--leftovers-after", "1m"], "--leftovers-after"),
         (["prune", "--leftovers-after", "soon"], "soon"),
+        (["tensorboard"], "URI"),
+        (["tensorboard", "http://x/y"], "URI"),
         (["verify"], "RUN"),
         (["verify", "a/b"], "a/b"),
         (["data", "look"], "look"),
@@ -232,6 +235,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
         "augment_strength": 0.25, "dropout": 0.375, "validation": 0.125, "validation_seed": 6,
         "early_stopping": 4, "require_gpu": False, "peer_timeout": 9.5,
         "precision": "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
+        "tensorboard": True,
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))

@@ -27,7 +27,7 @@ CONFIG = RunConfig(run_id="r1", epochs=10, seed=0)
 FIELDS = [field.name for field in fields(RunConfig) if field.init]
 NOT_IDENTITY = {
     *("output", "run_id", "only", "strategy", "require_gpu"),
-    *("checkpoint_seconds", "time_limit", "peer_timeout"),
+    *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard"),
 }
 
 # A legal value of each field that differs from the default.
@@ -60,6 +60,7 @@ OTHER: dict[str, Any] = {
     "init_weights": "model_weights.h5",
     "exchange": "bfloat16",
     "ensemble": 3,
+    "tensorboard": True,
 }
 # What a field is about, without which it is refused.
 WITH: dict[str, dict[str, Any]] = {
@@ -80,6 +81,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("time_limit", value) for value in (0.0, 0.99, -5.0, 1e7 + 1, math.nan, math.inf)],
     *[("peer_timeout", value) for value in (0.0, -1.0, 86_401, math.nan, math.inf)],
     *[("require_gpu", value) for value in ("", "yes", None, 1)],
+    *[("tensorboard", value) for value in ("", "yes", None, 1)],
     *[("model", value) for value in ("", "MLP", "mlp ", "resnet", None, 1)],
     *[("strategy", value) for value in ("", "tpu", "GPU", "cpu,gpu", None, True)],
     *[("exchange", value) for value in ("", "float16", "mixed_bfloat16", None)],

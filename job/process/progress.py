@@ -369,7 +369,7 @@ _WARNINGS = (
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
     *("shards_gone", "overtaken", "champion_stale"),
-    *("metrics_not_exposed", "not_pushed", "not_logged_to_mlflow"),
+    *("metrics_not_exposed", "not_pushed", "not_logged_to_mlflow", "events_not_written"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -479,6 +479,9 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "metrics_not_exposed": lambda details: (
         f"warning    {details['uri']} is not written, all else is published: {details['reason']}"
+    ),
+    "events_not_written": lambda details: (
+        f"warning    no event file for TensorBoard at {details['uri']}: {details['reason']}"
     ),
     "pushed": lambda details: f"pushed     to {details['to']}, as job {details['job']}",
     "not_pushed": lambda details: (

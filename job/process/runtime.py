@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,11 +101,10 @@ def import_tensorflow() -> dict[str, str]:
     """
     collecting = gc.isenabled()
     gc.disable()
-    hidden = [name for name in ("matplotlib", "pandas", "scipy") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes imports fail
     try:
-        import keras  # noqa: PLC0415
-        import tensorflow as tf  # noqa: PLC0415
+        with without("matplotlib", "pandas", "scipy"):
+            import keras  # noqa: PLC0415
+            import tensorflow as tf  # noqa: PLC0415
     except ModuleNotFoundError as error:
         if error.name not in {"keras", "tensorflow"}:
             raise
@@ -113,12 +112,25 @@ def import_tensorflow() -> dict[str, str]:
             f"{error.name} is not installed: install the job with its extra cpu or gpu"
         ) from error
     finally:
-        for name in hidden:
-            del sys.modules[name]
         gc.freeze()
         if collecting:
             gc.enable()
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
+
+
+@contextlib.contextmanager
+def without(*packages: str) -> Iterator[None]:
+    """Let imports of `packages` fail inside this block, but for those that are imported already.
+
+    Libraries import what else is installed, only to see whether it is, and some of it takes long.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None makes imports fail
+    try:
+        yield
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
 
 
 def give_back_memory() -> None:

@@ -11,6 +11,7 @@ with it.
     <run>/model_weights.h5, model.keras, predictions.safetensors
     <run>/metrics.json
     <run>/metrics.prom          made of metrics.json, which names it not: see job/report/
+    <run>/tensorboard/          event files, if they were asked for: see job/report/tensorboard.py
     <run>/pruned.json          only while the run is being removed: see job/nightly/pruning.py
 """
 
@@ -79,6 +80,11 @@ class RunFolder:
     def exposition(self) -> Place:
         """What the metrics say, for Prometheus."""
         return self.place / "metrics.prom"
+
+    @property
+    def events(self) -> Place:
+        """The folder of the event files for TensorBoard."""
+        return self.place / "tensorboard"
 
     @property
     def checkpoints(self) -> Place:

@@ -160,11 +160,22 @@ def read(place: Place) -> State:
 class Checkpoints:
     """The checkpoints of one run, written beside the training and not in its way."""
 
-    def __init__(self, folder: Place, every_seconds: float, progress: Progress) -> None:
-        """Keep them in `folder`; write one at most every `every_seconds` unless told to."""
+    def __init__(
+        self,
+        folder: Place,
+        every_seconds: float,
+        progress: Progress,
+        after_save: Callable[[State], None] = lambda _: None,
+    ) -> None:
+        """Keep them in `folder`; write one at most every `every_seconds` unless told to.
+
+        `after_save` is called with each state that is saved, where it was: beside the training, or
+        at its end. It must not raise.
+        """
         self._folder = folder
         self._every_seconds = every_seconds
         self._progress = progress
+        self._after_save = after_save
         self._last = time.monotonic()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Exception | None] | None = None
@@ -304,6 +315,7 @@ class Checkpoints:
         self._known = [*(known for known in self._known if known != name), name]
         self._saved_step, self._failures = state.step, 0
         self._progress.event("checkpoint_saved", step=state.step, uri=str(place))
+        self._after_save(state)
 
     def _try_to_save(self, state: State) -> Exception | None:
         """Write `state`; what goes wrong is said here, and returned if it must end the run."""

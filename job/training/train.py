@@ -182,7 +182,7 @@ class _Course:
 
     def __init__(self, config: RunConfig, examples: int) -> None:
         self._kept, self.held_out = parts(config, examples)
-        self.steps_per_epoch = math.ceil(len(self._kept) / config.batch_size)
+        self.steps_per_epoch = config.steps_per_epoch(examples)
         self.total_steps = config.epochs * self.steps_per_epoch
         self._config = config
         self._epoch = -1

@@ -416,6 +416,11 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "warning    runs/r1/metrics.prom is not written, all else is published: no room",
     ),
     (
+        "events_not_written",
+        {"uri": "runs/r1/tensorboard", "reason": "no room"},
+        "warning    no event file for TensorBoard at runs/r1/tensorboard: no room",
+    ),
+    (
         "pushed",
         {"to": "https://x.example", "job": "nightly"},
         "pushed     to https://x.example, as job nightly",
