@@ -53,7 +53,7 @@ check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the 
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py
+	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py tests/test_monitoring.py
 
 $(CHECKS): scripts/checks.lock | $(READY)
 	@echo 'setting up .venv-checks: a minute the first time'
@@ -140,5 +140,5 @@ lock-peers: $(READY) ## Resolve the libraries that `make bench` compares with an
 		$(PEER) --python-platform linux $(TORCH_FROM) --output-file torch.txt torch.in
 
 clean: ## Remove the environment and all caches, but no run
-	@rm -rf .venv .venv-checks .venv-mlflow .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-checks .venv-mlflow .prometheus .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find job tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

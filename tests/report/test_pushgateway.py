@@ -4,10 +4,15 @@ import base64
 import io
 import json
 import socket
+import subprocess
 import time
+import urllib.request
+from pathlib import Path
 
+import debian
 import listening
 import pytest
+from conftest import free_ports
 from prometheus_client.parser import text_string_to_metric_families
 
 from job.errors import StoppedError
@@ -230,3 +235,54 @@ def test_a_drill_tells_nobody(command, monkeypatch):
     assert seen
     assert not {"MNIST_JOB_PUSHGATEWAY", "MLFLOW_TRACKING_URI"} & seen.keys()
     assert command("drill", "--pushgateway=https://x.example").code == 64
+
+
+# --- the real one -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(tmp_path):
+    """Return the URL of a real Pushgateway, where one is installed."""
+    program = debian.program("prometheus-pushgateway", "pushgateway")
+    [port] = free_ports(1)
+    log = (tmp_path / "log").open("wb")
+    process = subprocess.Popen(
+        [program, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+    )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/-/ready").close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, Path(log.name).read_text()
+                time.sleep(0.1)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+        log.close()
+
+
+def test_a_real_pushgateway_takes_it_and_keeps_what_a_failure_does_not_know(real):
+    metrics = {
+        "run_id": 'r "1"\\', "test": {"accuracy": 0.98}, "started": "2026-11-22T02:30:10+00:00"
+    }  # fmt: skip
+    night = {"night": "n-1", "verdict": "promoted"}
+    gauges = [*openmetrics.of_end(0, 1e9), *openmetrics.of_run(metrics)]
+    assert push(f"{real}/metrics/job/digits/namespace/prod", gauges)["event"] == "pushed"
+    push(f"{real}/metrics/job/digits/namespace/prod", openmetrics.of_night(night))
+    assert push(f"{real}/metrics/job/digits/namespace/prod", openmetrics.of_end(65, 2e9))
+    with urllib.request.urlopen(f"{real}/metrics") as answer:
+        text = answer.read().decode()
+    group = '{instance="",job="digits",namespace="prod"}'
+    for sample in (
+        f"exit_code{group} 65",
+        f"last_success_timestamp_seconds{group} 1e+09",
+        f"last_completion_timestamp_seconds{group} 2e+09",
+        f"test_accuracy_ratio{group} 0.98",
+    ):
+        assert f"\nmnist_job_{sample}\n" in text
+    assert 'verdict="promoted"} 1' in text
