@@ -18,6 +18,34 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
+def coin_tail(heads: int, tosses: int) -> float:
+    """Return the probability of `heads` or more heads in `tosses` of a fair coin, exactly.
+
+    With images lost as heads this is the p-value of McNemar's test (1947, Psychometrika 12,
+    p. 153) in its exact, one-sided form. Whole numbers until the last division, which Python
+    rounds correctly however large they are.
+    """
+    ways, tail = math.comb(tosses, heads), 0
+    for count in range(heads, tosses + 1):
+        tail += ways
+        ways = ways * (tosses - count) // (count + 1)
+    return float(tail / 2**tosses)
+
+
+def least_caught(pairs: int, alpha: float) -> int:
+    """Return the smallest net loss that is significant where `pairs` images tell two models apart.
+
+    Where so few do that not even losing all of them is, as many are assumed as that takes.
+    """
+    while math.ldexp(1.0, -pairs) > alpha:
+        pairs += 1
+    lost, ways, tail = pairs, pairs, 1  # `tail`: in how many ways `lost` or more come about
+    while (tail + ways) / 2**pairs <= alpha:
+        lost, tail = lost - 1, tail + ways
+        ways = ways * lost // (pairs - lost + 1)
+    return 2 * lost - pairs
+
+
 def student_tail(t: float, degrees: int) -> float:
     """Return the probability that Student's t with `degrees` of freedom is `t` or more.
 

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -41,13 +40,6 @@ def judge(challenger, champion=None, anchor=None, labels=LABELS, **rules) -> gat
 # --- the figures ------------------------------------------------------------------------------
 
 
-def test_the_tail_of_a_coin_by_its_definition():
-    for tosses in range(12):
-        for heads in range(tosses + 1):
-            ways = sum(math.comb(tosses, count) for count in range(heads, tosses + 1))
-            assert gate.coin_tail(heads, tosses) == float(Fraction(ways, 2**tosses))
-
-
 def test_exact_mcnemar_agrees_with_scipy_on_1_000_random_tables():
     draw = np.random.default_rng(1)
     for _ in range(1000):
@@ -73,27 +65,6 @@ def test_holm_agrees_with_statsmodels_on_1_000_random_tables(monkeypatch):
         mine = gate.holm(p_values.tolist())
         assert mine == pytest.approx(theirs.tolist(), rel=1e-12)
         assert [p <= 0.05 for p in mine] == refused.tolist()
-
-
-def test_the_least_net_loss_that_is_caught_by_its_definition():
-    draw = np.random.default_rng(3)
-    for alpha in (0.5, 0.05, 0.01, *(0.5 * 10 ** draw.uniform(-5, 0, 5))):
-        for pairs in range(1, 200):
-            net = gate.least_caught(pairs, alpha)
-            used = max(pairs, net)  # where too few differ, as many as it takes
-            assert (net - used) % 2 == 0
-            assert gate.coin_tail((used + net) // 2, used) <= alpha
-            if used > pairs:
-                assert gate.coin_tail(pairs, pairs) > alpha
-                assert net == used
-                assert gate.coin_tail(used - 1, used - 1) > alpha
-            else:
-                assert gate.coin_tail((used + net) // 2 - 1, used) > alpha
-
-
-@pytest.mark.parametrize(("pairs", "net"), [(0, 5), (4, 5), (5, 5), (60, 14), (100, 18), (140, 22)])
-def test_the_least_net_loss_that_is_caught(pairs, net):
-    assert gate.least_caught(pairs, 0.05) == net
 
 
 def test_thousands_of_images_that_differ_are_judged_at_once():
