@@ -27,6 +27,7 @@ from job.storage.verbs import (
     read,
     remove,
     remove_folder,
+    written,
 )
 
 __all__ = [
@@ -45,4 +46,5 @@ __all__ = [
     "read",
     "remove",
     "remove_folder",
+    "written",
 ]

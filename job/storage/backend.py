@@ -9,6 +9,7 @@ such a bucket. Files can raise OutputError whatever is asked (a device that fail
 """
 
 import mmap
+from datetime import datetime
 from typing import Protocol
 
 from job.errors import DataError
@@ -54,6 +55,15 @@ class Backend(Protocol):
 
     def folders(self, place: Place) -> list[str]:
         """Return those of `names` that are folders; a link to one, which leads elsewhere, is none.
+
+        Raises:
+            OutputError: that can't be seen, which is not to say that there is nothing.
+        """
+
+    def written(self, place: Place) -> dict[str, datetime | None]:
+        """Return when each object directly in the folder was written, by its name.
+
+        By the clock of the storage, with a zone; None where it doesn't tell.
 
         Raises:
             OutputError: that can't be seen, which is not to say that there is nothing.

@@ -9,7 +9,9 @@ that makes one, and its scheme in `place`: `Kind`, `_STORES` and `_ACCEPTED`. Ev
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import ClassVar, Literal, Protocol
 
 from job.errors import (
@@ -81,6 +83,8 @@ class Page:
     """Of objects, and of what lies deeper, up to the next slash and with it."""
     next: str | None
     """Where the listing goes on; None at its end."""
+    written: Mapping[str, datetime] = field(default_factory=dict)
+    """When objects were written, by key, with a zone, as far as the store tells."""
 
 
 class Connection(Protocol):

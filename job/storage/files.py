@@ -16,6 +16,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from job.errors import ClusterError, ConflictError, MissingInputError, OutputError, UsageError
@@ -91,6 +92,21 @@ class Files:
         ):
             return sorted(entry.name for entry in found if entry.is_dir(follow_symlinks=False))
         return []
+
+    def written(self, place: Place) -> dict[str, datetime | None]:
+        """Return when files were changed last, which is when they were written."""
+        times: dict[str, datetime | None] = {}
+        with (
+            _explained("list", place),
+            suppress(FileNotFoundError),
+            os.scandir(place.path) as found,
+        ):
+            for entry in found:
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    if entry.is_file(follow_symlinks=False) and not is_temporary(entry.name):
+                        seconds = entry.stat(follow_symlinks=False).st_mtime
+                        times[entry.name] = datetime.fromtimestamp(seconds, UTC)
+        return times
 
     def create(self, place: Place, data: bytes) -> None:
         """Write a file, on disk when this returns, and make the folders above it."""

@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar
 
@@ -185,13 +186,19 @@ class GCS:
                 prefix=prefix,
                 delimiter="/",
                 maxResults=str(limit),
-                fields="kind,items(name),prefixes,nextPageToken",
+                fields="kind,items(name,updated),prefixes,nextPageToken",
                 pageToken=after,
             )
             if found["kind"] != "storage#objects":  # else other JSON would be an empty listing
                 raise StoreError("passing", FOREIGN)
             keys = [item["name"] for item in found.get("items", [])]
-            return Page(tuple(keys + found.get("prefixes", [])), found.get("nextPageToken") or None)
+            written = {
+                item["name"]: datetime.fromisoformat(item["updated"])
+                for item in found.get("items", [])
+                if "updated" in item
+            }
+            keys += found.get("prefixes", [])
+            return Page(tuple(keys), found.get("nextPageToken") or None, written)
 
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the object; that there is none is fine."""

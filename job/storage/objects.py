@@ -18,6 +18,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 
 from job.errors import ClusterError, ConflictError, OutputError
@@ -28,7 +29,8 @@ from job.storage.retrying import Operation, Patience
 
 FIRST_BYTES = 4 * MEBIBYTE  # asked for before the size is known, and all there is of most objects
 PIECE_BYTES = 16 * MEBIBYTE  # of a large object, fetched several at once
-CONCURRENT = 8  # requests
+CONCURRENT = 8  # requests for pieces of an object
+CONNECTIONS = 32  # at most: who reads many small objects asks for several at once
 MAX_BYTES = 5 * 1024 * MEBIBYTE  # what S3 takes in one PUT
 CLOSE_SECONDS = 2.0  # what an exit spends on leaving connections in good order
 _LOOKS = 3  # at an object that changes while it is read, or whose writing isn't proven
@@ -84,24 +86,32 @@ class Objects:
         """Return the names of objects, and of what has objects below it."""
         return sorted({name.rstrip("/") for name in self._listed(place)} - {""})
 
+    def written(self, place: Place) -> dict[str, datetime | None]:
+        """Return when objects were written, as far as the store tells."""
+        listed = self._listed(place)
+        return {name: time for name, time in listed.items() if name and not name.endswith("/")}
+
     def folders(self, place: Place) -> list[str]:
         """Return the names of what has objects below it."""
         listed = self._listed(place)
         return sorted({name.rstrip("/") for name in listed if name.endswith("/")} - {""})
 
-    def _listed(self, place: Place) -> set[str]:
-        """Return the names in the folder, of what has objects below it with a slash at the end."""
-        keys: set[str] = set()
+    def _listed(self, place: Place) -> dict[str, datetime | None]:
+        """Return the names in the folder, of what has objects below it with a slash at the end.
+
+        With each comes when it was written, where that is known.
+        """
+        keys: dict[str, datetime | None] = {}
         marks: list[str | None] = [None]
         while len(marks) <= _MAX_PAGES:
             with self._operation(place, "listing") as operation:  # one for each: they move on
                 page = self._page(operation, place, marks[-1], _PAGE)
                 if page.next in marks[1:]:
                     raise StoreError("passing", "the listing does not move on")
-            keys.update(page.keys)
+            keys.update({key: page.written.get(key) for key in page.keys})
             if page.next is None:
                 prefix = f"{place.key}/"
-                return {key.removeprefix(prefix) for key in keys}
+                return {key.removeprefix(prefix): time for key, time in keys.items()}
             marks.append(page.next)
         raise OutputError(f"{place} holds over {_MAX_PAGES * _PAGE:,} names: give another folder")
 
@@ -276,7 +286,7 @@ class Objects:
         if self._kind == "s3":
             from job.storage.s3 import S3  # noqa: PLC0415
 
-            return S3(anonymous=self._anonymous, timeout_seconds=seconds, connections=CONCURRENT)
+            return S3(anonymous=self._anonymous, timeout_seconds=seconds, connections=CONNECTIONS)
         # The half of gcsfs that speaks gRPC isn't used, and takes a while to import.
         os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
         os.environ["NETRC"] = os.devnull  # aiohttp and requests would send what is in it

@@ -182,6 +182,11 @@ class S3:
                 **more,
             )
             keys = [found["Key"] for found in answer.get("Contents", [])]
+            written = {
+                found["Key"]: found["LastModified"]
+                for found in answer.get("Contents", [])
+                if "LastModified" in found
+            }
             objects = len(keys)
             keys += [found["Prefix"] for found in answer.get("CommonPrefixes", [])]
         following = answer.get("NextContinuationToken") or None  # at the end some send an empty one
@@ -190,7 +195,7 @@ class S3:
             raise StoreError("passing", FOREIGN)
         if answer.get("KeyCount") not in {len(keys), objects}:  # some stores count no prefixes
             raise StoreError("passing", FOREIGN)
-        return Page(tuple(keys), following)
+        return Page(tuple(keys), following, written)
 
     async def delete(self, bucket: str, key: str) -> None:
         """Remove the object; that there is none is fine."""

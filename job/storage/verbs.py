@@ -2,9 +2,11 @@
 
 import math
 import mmap
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 
 from job.errors import UsageError
 from job.storage.backend import Backend
@@ -32,6 +34,7 @@ class Settings:
 
 _settings = Settings()
 _backends: dict[Kind, Backend] = {}
+_making = threading.Lock()
 _ends_at = math.inf  # when stores are no longer waited for, by time.monotonic
 
 
@@ -80,6 +83,11 @@ def folders(place: Place) -> list[str]:
     return _backend(place).folders(place)
 
 
+def written(place: Place) -> dict[str, datetime | None]:
+    """Return when each object directly in the folder was written; see `Backend.written`."""
+    return _backend(place).written(place)
+
+
 def create(place: Place, data: bytes) -> None:
     """Write `data` as a new object, never over another; see `Backend.create`."""
     _backend(place).create(place, data)
@@ -97,9 +105,10 @@ def remove_folder(place: Place) -> None:
 
 def _backend(place: Place) -> Backend:
     """Return what carries the verbs out where `place` lies, made when first needed."""
-    if place.kind not in _backends:
-        _backends[place.kind] = Files() if place.kind == "file" else _objects(place.kind)
-    return _backends[place.kind]
+    with _making:  # threads that need it at once share one
+        if place.kind not in _backends:
+            _backends[place.kind] = Files() if place.kind == "file" else _objects(place.kind)
+        return _backends[place.kind]
 
 
 def _objects(kind: Kind) -> Backend:

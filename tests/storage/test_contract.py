@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,19 @@ def test_the_folders_in_a_folder_are_listed_without_its_objects(root: Place) -> 
     assert storage.folders(root / "nothing") == []
 
 
+def test_when_objects_were_written_is_told_of_those_directly_below(root: Place) -> None:
+    moment = timedelta(seconds=2)  # some tell whole seconds
+    before = datetime.now(UTC) - moment
+    for path in ("b", "a", "c/x"):
+        storage.create(root / path, b"x")
+    written = storage.written(root)
+    assert sorted(written) == ["a", "b"]
+    for time in written.values():
+        assert time is not None
+        assert before <= time <= datetime.now(UTC) + moment
+    assert storage.written(root / "nothing") == {}
+
+
 def test_a_folder_goes_with_its_last_object_and_not_before(root: Place) -> None:
     storage.create(root / "beside/object", b"x")
     storage.create(root / "folder/object", b"x")
@@ -221,7 +235,7 @@ def test_of_racing_writers_exactly_one_wins_and_twins_all_succeed(root: Place) -
 
 
 @pytest.mark.parametrize(
-    "verb", ["read", "exists", "names", "folders", "is_folder", "create", "remove"]
+    "verb", ["read", "exists", "names", "folders", "written", "is_folder", "create", "remove"]
 )
 @pytest.mark.parametrize("scheme", ["s3", "gs"])
 def test_every_verb_ends_in_bytes_or_an_error_of_the_job(

@@ -145,6 +145,7 @@ VERBS: dict[str, Callable[[Place], object]] = {
     "is_folder": storage.is_folder,
     "names": storage.names,
     "folders": storage.folders,
+    "written": storage.written,
     "create": lambda place: storage.create(place, b"x"),
     "remove": storage.remove,
     "remove_folder": storage.remove_folder,
@@ -167,7 +168,7 @@ def test_a_path_that_no_file_can_have_is_a_mistake_of_its_user(
 
 def test_a_link_to_itself_is_one_as_well(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
-    for verb in ("read", "is_folder", "names", "folders"):
+    for verb in ("read", "is_folder", "names", "folders", "written"):
         with pytest.raises(UsageError, match="/loop: too many levels"):
             VERBS[verb](parse(str(tmp_path / "loop")))
 
@@ -207,6 +208,7 @@ def test_a_device_that_fails_is_no_missing_input_whatever_is_asked(
         ("exists", MissingInputError),
         ("names", OutputError),
         ("folders", OutputError),
+        ("written", OutputError),
         ("remove_folder", OutputError),
         ("create", OutputError),
         ("remove", OutputError),

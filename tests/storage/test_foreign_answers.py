@@ -148,7 +148,7 @@ def test_a_page_that_lets_nobody_through_is_a_refusal(faulty: faults.Proxy, plac
         assert len(faulty.requests) == 1
 
 
-@pytest.mark.parametrize("verb", ["names", "folders", "is_folder"])
+@pytest.mark.parametrize("verb", ["names", "folders", "written", "is_folder"])
 def test_a_listing_that_never_moves_on_ends(faulty: faults.Proxy, place: Place, verb: str) -> None:
     storage.create(place / "old", b"content")
     faulty.clear()

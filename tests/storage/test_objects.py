@@ -41,6 +41,7 @@ METHODS = {
     "is_folder": "GET",
     "names": "LIST",
     "folders": "LIST",
+    "written": "LIST",
     "create": "PUT",
     "remove": "DELETE",
 }
@@ -51,6 +52,7 @@ VERBS: dict[str, tuple[Any, ...]] = {
     "is_folder": (),
     "names": (),
     "folders": (),
+    "written": (),
     "create": (b"content",),
     "remove": (),
 }
@@ -159,6 +161,7 @@ def test_a_fault_that_passes_is_waited_out(
     faulty.spoil(fault, first=0)
     found = getattr(storage, verb)(place / "object", *VERBS[verb])
     answers = {"read": b"content", "exists": True, "is_folder": False, "names": [], "folders": []}
+    answers |= {"written": {}}
     assert found == answers.get(verb)
     if verb == "create":
         assert storage.read(place / "object", 100) == b"content"
