@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from fsspec.asyn import get_loop
@@ -34,7 +35,15 @@ _WORTH_ANOTHER_TRY = ("passing", "busy", "not yet")
 
 
 class _Aside(ThreadPoolExecutor):
-    """Threads that hold no exit: a look for a host's name may take a minute, and can't be ended."""
+    """Threads that hold no exit: a look for a host's name may take a minute, and can't be ended.
+
+    There are as many as were ever busy at once: Google's requests take three turns each.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._given: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._free = threading.Semaphore(0)
 
     def submit(self, work: Callable[..., Any], /, *args: Any, **more: Any) -> Future[Any]:
         done: Future[Any] = Future()
@@ -46,8 +55,15 @@ class _Aside(ThreadPoolExecutor):
                 except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
                     done.set_exception(error)
 
-        threading.Thread(target=run, daemon=True, name="storage aside").start()
+        self._given.put(run)
+        if not self._free.acquire(blocking=False):
+            threading.Thread(target=self._serve, daemon=True, name="storage aside").start()
         return done
+
+    def _serve(self) -> None:
+        while True:
+            self._given.get()()
+            self._free.release()
 
 
 _ASIDE = _Aside()

@@ -248,6 +248,23 @@ storage.read(storage.parse("s3://bucket/key"), 10)
     assert "no answer in" in done.stderr
 
 
+def test_what_is_done_aside_takes_no_more_threads_than_are_busy_at_once() -> None:
+    aside = retrying._Aside()
+    go_on = threading.Event()
+    stuck = aside.submit(go_on.wait)
+    threads = set()
+    for _ in range(50):
+        threads.add(aside.submit(threading.current_thread).result(timeout=10))
+        aside._free.acquire()  # a moment after the result it is free, and not before
+        aside._free.release()
+    assert len(threads) == 1
+    assert not stuck.done()
+    go_on.set()
+    assert stuck.result(timeout=10)
+    failed = aside.submit(int, "x")
+    assert isinstance(failed.exception(timeout=10), ValueError)
+
+
 def test_a_wait_between_two_tries_ends_when_nobody_waits_for_the_result() -> None:
     operation = Operation(Patience(60, lambda *_, **__: None))
     threading.Timer(0.2, operation.given_up.set).start()
