@@ -1,6 +1,7 @@
 """The command line: flags and environment in, exit code out. The only file that exits."""
 
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -34,7 +35,7 @@ from job.workers.cluster import Cluster
 PROGRAM = "mnist-job"
 CHAMPION = "champion"  # as weights: those of whoever is champion below --output
 EXIT_BUG = JobError.exit_code
-MAX_PREDICTIONS = 100_000
+STANDARD_OUTPUT = "-"  # as a file
 _BUG = "this is a bug in the job, not in what you did: please report it"
 
 app = typer.Typer(
@@ -194,6 +195,7 @@ def evaluate(
     model: flags.RunModel = None,
     output: flags.Output = RunConfig.output,
     report: flags.Report = None,
+    as_json: flags.AsJson = False,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
@@ -206,9 +208,14 @@ def evaluate(
 
     published = inference.Published.open(weights_place, data_place, model, progress)
     scores, document = inference.score(published)
-    console.say(inference.summary(scores))
+    if as_json:
+        console.say(json.dumps(document, indent=2, allow_nan=False))
+    else:
+        console.say(f"{inference.summary(scores)}\n\n{inference.class_table(scores)}")
     if report_place is not None:
-        console.say(f"written to {inference.write_report(report_place, document)}")
+        written = inference.write_report(report_place, document)
+        if not as_json:
+            console.say(f"written to {written}")
 
 
 @app.command()
@@ -220,35 +227,47 @@ def predict(
     output: flags.Output = RunConfig.output,
     num_images: flags.NumImages = 10,
     start: flags.Start = 0,
+    only: flags.Only = None,
+    digit: flags.Digit = None,
+    sort: flags.SortImages = "index",
     image: flags.Image = None,
     figure: flags.Figure = None,
+    as_json: flags.AsJson = False,
+    as_csv: flags.AsCsv = None,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
     """Predict test images, or pictures of your own."""
     progress = console.progress_aside(storage_timeout, anonymous)
-    from job.pictures import gallery  # noqa: PLC0415
-    from job.results import inference  # noqa: PLC0415
+    from job.results import answers, inference  # noqa: PLC0415
 
     data_place = None if data is None else parse_data(data)
     figure_place = None if figure is None else parse(figure, "--figure")
     pictures = [parse(text, "--image") for text in image or []]
-    most = MAX_PREDICTIONS if figure is None else gallery.MAX_IMAGES
-    if not 1 <= num_images <= most:
-        drawn = "" if figure is None else " with --figure"
-        raise UsageError(f"--num-images must be from 1 to {most:,}{drawn}, not {num_images}")
-    if start < 0:
-        raise UsageError(f"--start must be 0 or more, not {start}")
+    choice = answers.Choice(start=start, count=num_images, only=only, digit=digit, sort=sort)
+    if pictures and choice.picks:
+        raise UsageError(
+            "--only, --digit and --sort pick test images, and --image gives pictures of your own: "
+            "drop one of both"
+        )
+    csv_to_stdout = as_csv == STANDARD_OUTPUT
+    if as_json and csv_to_stdout:
+        raise UsageError("--json and --csv - both go to standard output: name a file for the CSV")
+    csv_place = None if as_csv is None or csv_to_stdout else parse(as_csv, "--csv")
     weights_place = _weights(context, weights, output)
     published = inference.Published.open(weights_place, data_place, model, progress)
     if pictures:
-        predictions, seen = inference.predict_pictures(published, pictures)
+        shown = inference.predict_pictures(published, pictures)
     else:
-        predictions, seen = inference.predict_test_images(published, start, num_images)
-    console.say(inference.table(predictions))
-    if figure_place is not None:
-        inference.write_gallery(figure_place, predictions, seen)
-        console.say(f"figure written to {figure_place}")
+        drawn = figure_place is not None
+        shown = inference.predict_test_images(published, choice, images=drawn)
+    written = answers.write(shown, csv_place, figure_place)
+    if as_json:
+        console.say(answers.to_json(shown.predictions))
+    elif csv_to_stdout:
+        console.say(answers.to_csv(shown.predictions).removesuffix("\n"))
+    else:
+        console.say("\n".join([answers.table(shown), *written]))
 
 
 def _weights(context: typer.Context, weights: str, output: str) -> Place:

@@ -246,14 +246,41 @@ Report = Annotated[
     str | None,
     _flag("report", "Also write the scores as JSON: a file that ends in .json, or a folder."),
 ]
-NumImages = Annotated[int, _flag("num-images", "How many test images to predict.")]
+NumImages = Annotated[
+    int,
+    _flag("num-images", "How many test images to show; of those that are picked out, at most."),
+]
 Start = Annotated[int, _flag("start", "Index of the first test image, from 0.")]
 Image = Annotated[
     list[str] | None,
     _flag("image", "A PNG or JPEG of one digit, instead of test images; may be repeated."),
 ]
+Only = Annotated[
+    Literal["mistakes", "hits"] | None,
+    _flag("only", "Pick out test images that the model has wrong, or right. [default: all]"),
+]
+Digit = Annotated[
+    int | None,
+    _flag("digit", "Pick out test images with this label in the data set. [default: all]"),
+]
+SortImages = Annotated[
+    Literal["index", "confidence"],
+    _flag(
+        "sort",
+        "'confidence': with --only mistakes the most confident first, else the least confident.",
+    ),
+]
 Figure = Annotated[
-    str | None, _flag("figure", "Also draw the images and predictions into this PNG.")
+    str | None,
+    _flag(
+        "figure",
+        "Also draw images and predictions into this PNG; over 400 into several, NAME-001.png and "
+        "so on.",
+    ),
+]
+AsCsv = Annotated[
+    str | None,
+    _flag("csv", "Write CSV with all probabilities to this file; '-': instead of the table."),
 ]
 
 # Of retrain, and of what people do to the log of champions.

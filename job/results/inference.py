@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -12,15 +13,20 @@ import numpy.typing as npt
 
 from job import __version__, storage
 from job.config import MOST_MEMBERS, DataSource, ModelName, RunConfig, parse_data
-from job.data import shards, source
-from job.errors import ConflictError, DataError, UsageError
-from job.pictures import gallery, handwriting
+from job.data import shards
+from job.data.examples import MAX_CLASSES, MAX_SIDE_PIXELS
+from job.data.source import Dataset, load
+from job.errors import ConflictError, DataError, MissingInputError
+from job.pictures import handwriting
 from job.process import runtime
 from job.process.progress import Progress
 from job.results import publishing
+from job.results.answers import Choice, Prediction, Shown
 from job.results.metrics import model_facts
+from job.results.predictions import Predictions
 from job.results.scores import Scores, log_softmax
 from job.results.scores import score as scored
+from job.results.statistics import wilson_interval
 from job.storage import Place
 from job.workers.cluster import Cluster
 
@@ -29,42 +35,35 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 REPORT = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model makes of one image."""
-
-    image: int | Place
-    """Index in the test set, or where a person's own picture lies."""
-    predicted: int
-    confidence: float
-    """Probability given to the predicted class."""
-    true: int | None
-    """Label in the data set; None for a person's own picture."""
-
-    @property
-    def caption(self) -> str:
-        """What is written below the image: its label, or the name of a person's own picture."""
-        return f"true {self.true}" if isinstance(self.image, int) else self.image.name
+_TEST_SET = ("data", "test_fingerprint")
+_MOST_IN_TABLE = 30  # classes
 
 
 @dataclass(frozen=True)
 class Published:
-    """A weights file, and what scoring it takes: what its run says, unless told otherwise."""
+    """A weights file, and what its run says of it, unless somebody said otherwise.
+
+    Weights, predictions and data are read when they are first needed, if they are.
+    """
 
     place: Place
-    content: bytes
+    """Of the weights."""
+    metrics: dict[str, Any]
+    """Of the run; {} where none lie beside the weights."""
     model_name: str
     members: int
     """Nets whose probabilities are averaged; 1 for a model that is no ensemble."""
-    dataset: source.Dataset
+    source: DataSource
+    """What to use it on."""
+    is_given_data: bool
+    """Whether somebody named the data; else they are the run's own."""
+    progress: Progress
 
     @classmethod
     def open(
         cls, weights: Place, data: Place | None, model_name: str | None, progress: Progress
     ) -> "Published":
-        """Read the weights and the data set to use them on.
+        """Find the weights, and what there is to use them on.
 
         Args:
             weights: a weights file, or the folder of a run.
@@ -73,10 +72,10 @@ class Published:
             progress: told if the data are not those of the run.
 
         Raises:
-            JobError: weights or data are missing or bad.
+            JobError: what the run says can't be understood.
         """
         place = publishing.weights_of(weights)
-        content, metrics = publishing.read_artifact(place, publishing.MAX_WEIGHTS_BYTES)
+        metrics = publishing.metrics_beside(place)
         if model_name is None:
             model_name = _said(metrics, "config", "model") or RunConfig.model
         if model_name not in get_args(ModelName):
@@ -84,19 +83,75 @@ class Published:
                 f"the run of {place} trained the model {model_name[:80]!r}, which this version of "
                 f"the job doesn't have: give --model ({', '.join(get_args(ModelName))})"
             )
-        dataset = source.load(_source(metrics, data))
-        if _said(metrics, "data", "fingerprint") not in {None, dataset.fingerprint}:
-            progress.event("other_data", weights=str(place), data=dataset.uri)
-        return cls(place, content, model_name, members_of(metrics), dataset)
+        source = _source(metrics, data)
+        members = members_of(metrics)
+        return cls(place, metrics, model_name, members, source, data is not None, progress)
 
-    def model(self) -> "keras.Model":
-        """Return the model for the data set's images, with these weights.
+    @cached_property
+    def content(self) -> bytes:
+        """The weights file.
+
+        Raises:
+            MissingInputError: there is none.
+            DataError: it is not what the run published.
+        """
+        return publishing.read_artifact(self.place, publishing.MAX_WEIGHTS_BYTES)[0]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set, loaded; if it isn't the one that the run was trained on, that is told."""
+        dataset = load(self.source)
+        if _said(self.metrics, "data", "fingerprint") not in {None, dataset.fingerprint}:
+            self.progress.event("other_data", weights=str(self.place), data=dataset.uri)
+        return dataset
+
+    @cached_property
+    def form(self) -> tuple[tuple[int, ...], int]:
+        """Shape of an image, and number of classes: as the run says, else as the data have it."""
+        data = self.metrics.get("data")
+        told = data if isinstance(data, dict) else {}
+        shape, classes = told.get("image_shape"), told.get("classes")
+        if (
+            isinstance(shape, list)
+            and len(shape) in {2, 3}
+            and all(_is_count(side, MAX_SIDE_PIXELS) for side in shape)
+            and isinstance(classes, int)
+            and _is_count(classes, MAX_CLASSES)
+        ):
+            return tuple(shape), classes
+        return self.dataset.image_shape, self.dataset.classes
+
+    def model(self, image_shape: tuple[int, ...], classes: int) -> "keras.Model":
+        """Return the model for such images, with these weights.
 
         Raises:
             DataError: the weights don't fit it.
         """
-        shape, classes = self.dataset.image_shape, self.dataset.classes
-        return rebuilt(self.content, str(self.place), self.model_name, self.members, shape, classes)
+        where = str(self.place)
+        return rebuilt(self.content, where, self.model_name, self.members, image_shape, classes)
+
+    def recorded(self, *, beside_images: bool) -> Predictions | None:
+        """Return what the run itself has published of the test images that are asked for.
+
+        None where it published nothing, or of other images: those have to be computed.
+
+        Args:
+            beside_images: whether the images are shown too, which then must be the same as well.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        its_own = self.model_name == _said(self.metrics, "config", "model")
+        if self.place.name != publishing.WEIGHTS or not its_own:
+            return None
+        if self.is_given_data or beside_images:
+            ours, theirs = self.dataset.test_fingerprint, _said(self.metrics, *_TEST_SET)
+            if ours != theirs:
+                return None
+        try:
+            return Predictions.at(self.place.beside(publishing.PREDICTIONS))
+        except MissingInputError:
+            return None
 
 
 def members_of(metrics: dict[str, Any]) -> int:
@@ -142,6 +197,10 @@ def rebuilt(
     return net
 
 
+def _is_count(value: Any, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
 def _source(metrics: dict[str, Any], data: Place | None) -> DataSource:
     """Return what names the data to use: those of the run of `metrics`, unless `data` does.
 
@@ -174,17 +233,18 @@ def score(published: Published) -> tuple[Scores, dict[str, Any]]:
     Raises:
         DataError: weights and data don't fit each other.
     """
-    model = published.model()
+    content = published.content  # what is damaged is told before any data are read
+    dataset = published.dataset
+    model = published.model(dataset.image_shape, dataset.classes)
     from job.results import evaluation  # noqa: PLC0415
 
-    dataset = published.dataset
     scores = scored(evaluation.predict_logits(model, dataset.x_test), dataset.y_test)
     return scores, {
         "schema_version": SCHEMA_VERSION,
         "evaluated": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "job_version": __version__,
         "git_commit": runtime.git_commit(os.environ),
-        "weights": asdict(publishing.describe(str(published.place), published.content)),
+        "weights": asdict(publishing.describe(str(published.place), content)),
         "model": model_facts(published.model_name, model.count_params(), published.members),
         "data": dataset.facts(),
         "test": asdict(scores),
@@ -214,61 +274,86 @@ def write_report(output: Place, report: dict[str, Any]) -> Place:
     return place
 
 
-def predict_test_images(
-    published: Published, start: int, count: int
-) -> tuple[list[Prediction], npt.NDArray[np.uint8]]:
-    """Predict `count` images of the test set, from index `start` (from 0) on.
+def predict_test_images(published: Published, choice: Choice, *, images: bool) -> Shown:
+    """Predict test images; what the run has published of them isn't computed again.
 
-    Returns:
-        A prediction for each image, and the images: uint8, (count, *image_shape).
+    Args:
+        published: the model, and the data.
+        choice: which images.
+        images: whether they are to be shown.
 
     Raises:
-        UsageError: the test set does not reach that far.
+        UsageError: the test set does not reach that far, or has no such label.
         DataError: weights and data don't fit each other.
     """
+    recorded = published.recorded(beside_images=images)
+    if recorded is not None:
+        labels, classes = recorded.labels, recorded.logits.shape[1]
+        uri = _said(published.metrics, "data", "uri") or str(published.source.place)
+    else:
+        dataset = published.dataset
+        labels, classes, uri = dataset.y_test, dataset.classes, dataset.uri
+    candidates = choice.candidates(labels, classes, uri)
+    matching, indices = len(candidates), candidates
+    if not choice.asks_the_model:
+        indices = candidates[: choice.count]
+    if recorded is not None:
+        logits: npt.NDArray[np.floating[Any]] = recorded.logits[indices]
+    else:
+        logits = _logits(published, published.dataset.x_test[indices])
+    if choice.asks_the_model:
+        right = logits.argmax(axis=1) == labels[indices]
+        confidence = np.exp(log_softmax(logits.astype(np.float64)).max(axis=1))
+        picked = choice.picked(right, confidence)
+        matching, picked = len(picked), picked[: choice.count]
+        indices, logits = indices[picked], logits[picked]
+    return Shown(
+        Prediction.all_of(indices.tolist(), labels[indices].tolist(), logits),
+        matching if choice.picks else None,
+        published.dataset.x_test[indices] if images else None,
+    )
+
+
+def predictions_again(published: Published) -> Predictions:
+    """Return what a run that published no predictions says of its own test images, computed anew.
+
+    Raises:
+        DataError: the data are not those that the run was scored on any more.
+    """
     dataset = published.dataset
-    available = len(dataset.x_test)
-    if start + count > available:
-        raise UsageError(
-            f"--start {start:,} and --num-images {count:,} reach beyond the {available:,} test "
-            f"images of {dataset.uri}: give at most {max(0, available - start):,} images"
+    if dataset.test_fingerprint != _said(published.metrics, *_TEST_SET):
+        raise DataError(
+            f"{dataset.uri} holds other test images than {published.place} was scored on: bring "
+            "them back, or compare without --compute"
         )
-    images = dataset.x_test[start : start + count]
-    labels = dataset.y_test[start : start + count]
-    indices = range(start, start + count)
-    return _predict(published.model(), images, indices, [int(label) for label in labels]), images
+    logits = _logits(published, dataset.x_test)
+    return Predictions(logits.astype(np.float32), dataset.y_test)
 
 
-def predict_pictures(
-    published: Published, pictures: Sequence[Place]
-) -> tuple[list[Prediction], npt.NDArray[np.uint8]]:
+def predict_pictures(published: Published, pictures: Sequence[Place]) -> Shown:
     """Predict a person's own pictures, brought to the form of the data set's images.
-
-    Returns:
-        A prediction for each picture, and the images the model saw: uint8, (pictures,
-        *image_shape).
 
     Raises:
         JobError: a picture is missing or bad, or weights and data don't fit each other.
     """
-    shape = published.dataset.image_shape
+    shape, classes = published.form
     images = np.stack([handwriting.read_picture(place, shape) for place in pictures])
-    return _predict(published.model(), images, pictures, [None] * len(images)), images
+    logits = _logits(published, images, classes)
+    predictions = Prediction.all_of(pictures, [None] * len(images), logits)
+    return Shown(predictions, None, images)
 
 
-def _predict(
-    model: "keras.Model",
-    images: npt.NDArray[np.uint8],
-    origins: Sequence[int | Place],
-    labels: Sequence[int | None],
-) -> list[Prediction]:
+def _logits(
+    published: Published, images: npt.NDArray[np.uint8], classes: int | None = None
+) -> npt.NDArray[np.float64]:
+    """Return the logits of `images`, of which there may be none."""
+    classes = classes or published.dataset.classes
+    if not len(images):
+        return np.empty((0, classes))
+    model = published.model(images.shape[1:], classes)
     from job.results import evaluation  # noqa: PLC0415
 
-    probabilities = np.exp(log_softmax(evaluation.predict_logits(model, images)))
-    return [
-        Prediction(origin, int(row.argmax()), float(row.max()), label)
-        for origin, row, label in zip(origins, probabilities, labels, strict=True)
-    ]
+    return evaluation.predict_logits(model, images)
 
 
 def summary(scores: Scores) -> str:
@@ -280,37 +365,49 @@ def summary(scores: Scores) -> str:
     )
 
 
-def table(predictions: Sequence[Prediction]) -> str:
-    """Return predictions as a table for a person, a line each; a wrong one is marked."""
-    width = max(5, *(len(str(prediction.image)) for prediction in predictions))
-    lines = [f"{'image':>{width}}  predicted  confidence  true"]
-    for prediction in predictions:
-        true = "-" if prediction.true is None else str(prediction.true)
-        mark = "" if _is_right(prediction) is not False else "   <- wrong"
-        lines.append(
-            f"{prediction.image!s:>{width}}  {prediction.predicted:>9}  "
-            f"{prediction.confidence:>9.1%}   {true:>4}{mark}"
+def class_table(scores: Scores) -> str:
+    """Return how each class fared as a table for a person, with what it was mostly taken for.
+
+    Recall and precision come with their 95 % intervals. Of many classes those with the lowest
+    recall are shown.
+    """
+    interval = "95 % interval"
+    head = ("class", "images", "recall, %", interval, "precision, %", interval, "F1", "taken for")
+    rows = [head]
+    classes = sorted(
+        scores.per_class, key=lambda each: (each.recall is None, each.recall or 0.0, each.label)
+    )
+    shown = classes[:_MOST_IN_TABLE]
+    for each in sorted(shown, key=lambda each: each.label):
+        row = scores.confusion[each.label]
+        hits, predicted = row[each.label], sum(line[each.label] for line in scores.confusion)
+        taken = max((count, -label) for label, count in enumerate(row) if label != each.label)
+        rows.append(
+            (
+                str(each.label),
+                f"{each.support:,}",
+                *_share(hits, each.support),
+                *_share(hits, predicted),
+                "-" if each.f1 is None else f"{100 * each.f1:.2f}",
+                f"{-taken[1]} ({taken[0]:,})" if taken[0] else "-",
+            )
         )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if column not in {3, 5, 7} else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if len(shown) < len(classes):
+        lines.append(f"the {len(shown)} of {len(classes):,} classes with the lowest recall")
     return "\n".join(lines)
 
 
-def write_gallery(
-    place: Place, predictions: Sequence[Prediction], images: npt.NDArray[np.uint8]
-) -> None:
-    """Draw each image with its prediction into a new PNG at `place`.
-
-    Raises:
-        UsageError: more images than a gallery holds.
-        ConflictError: there is another file.
-        OutputError: it can't be written.
-    """
-    captions = [
-        (f"{prediction.predicted}  {prediction.confidence:.1%}", prediction.caption)
-        for prediction in predictions
-    ]
-    right = [_is_right(prediction) for prediction in predictions]
-    storage.create(place, gallery.draw_gallery(images, captions, right))
-
-
-def _is_right(prediction: Prediction) -> bool | None:
-    return None if prediction.true is None else prediction.predicted == prediction.true
+def _share(hits: int, of: int) -> tuple[str, str]:
+    """Return a share in percent, and its interval."""
+    if not of:
+        return "-", ""
+    low, high = wilson_interval(hits, of)
+    return f"{100 * hits / of:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"

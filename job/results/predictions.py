@@ -17,6 +17,7 @@ from job.errors import DataError
 from job.results import publishing
 from job.results.publishing import RunFolder
 from job.results.scores import log_softmax
+from job.storage import Place
 
 MAX_BYTES = 1024 * storage.MEBIBYTE
 
@@ -53,13 +54,18 @@ class Predictions:
             MissingInputError: the run published none, as those before version 0.2 of the job.
             DataError: the file is damaged.
         """
-        content, _ = publishing.read_artifact(folder.predictions, MAX_BYTES)
+        return cls.at(folder.predictions)
+
+    @classmethod
+    def at(cls, place: Place) -> "Predictions":
+        """Return the predictions in the file at `place`, as `read` does."""
+        content, _ = publishing.read_artifact(place, MAX_BYTES)
         try:
             arrays = safetensors.load(content)
             found = cls(arrays["logits"], arrays["labels"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(
-                f"{folder.predictions} holds no predictions ({str(error)[:80]}): train it again"
+                f"{place} holds no predictions ({str(error)[:80]}): train it again"
             ) from error
         if (
             found.logits.ndim != 2
@@ -68,7 +74,15 @@ class Predictions:
             or found.labels.shape != found.logits.shape[:1]
         ):
             raise DataError(
-                f"{folder.predictions} holds logits of shape {found.logits.shape} for labels of "
-                f"shape {found.labels.shape}: train it again"
+                f"{place} holds logits of shape {found.logits.shape} for labels of shape "
+                f"{found.labels.shape}: train it again"
             )
+        classes = found.logits.shape[1]
+        if not (len(found.labels) and found.labels.min() >= 0 and found.labels.max() < classes):
+            raise DataError(
+                f"{place} holds {len(found.labels):,} labels that are not all of its {classes:,} "
+                "classes: train it again"
+            )
+        if not np.isfinite(found.logits).all():
+            raise DataError(f"{place} holds logits that are not finite numbers: train it again")
         return found

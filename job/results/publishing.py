@@ -29,6 +29,7 @@ from job.storage import Place
 MAX_WEIGHTS_BYTES = 1024 * storage.MEBIBYTE
 MAX_JSON_BYTES = 64 * storage.MEBIBYTE  # a confusion matrix of 1,000 classes has 8 MiB
 METRICS = "metrics.json"  # in the folder of a run, beside all that it names
+WEIGHTS, PREDICTIONS = "model_weights.h5", "predictions.safetensors"
 PRUNED = "pruned.json"  # there while `prune` takes the run away
 _MAX_ATTEMPTS = 9_999
 _MAX_RECORDS = 100
@@ -64,7 +65,7 @@ class RunFolder:
     @property
     def weights(self) -> Place:
         """The weights that plain Keras loads."""
-        return self.place / "model_weights.h5"
+        return self.place / WEIGHTS
 
     @property
     def archive(self) -> Place:
@@ -74,7 +75,7 @@ class RunFolder:
     @property
     def predictions(self) -> Place:
         """What the model said of each test image: see job/results/predictions.py."""
-        return self.place / "predictions.safetensors"
+        return self.place / PREDICTIONS
 
     @property
     def exposition(self) -> Place:
@@ -96,13 +97,18 @@ class RunFolder:
         """What tells which weights the run began with, if they were given."""
         return self.place / "init_weights.json"
 
+    @property
+    def attempts(self) -> Place:
+        """The folder of the records of attempts."""
+        return self.place / "attempts"
+
     def attempt(self, number: int) -> Place:
         """Say where the record of an attempt, counted from 1, lies."""
-        return self.place / f"attempts/{number:04}.json"
+        return self.attempts / f"{number:04}.json"
 
     def attempt_end(self, number: int) -> Place:
         """Say where the record of how an attempt failed or was stopped lies."""
-        return self.place / f"attempts/{number:04}-end.json"
+        return self.attempts / f"{number:04}-end.json"
 
     def finished(self, config: RunConfig) -> dict[str, Any] | None:
         """Return the run's metrics if it is complete already, else None.
@@ -284,6 +290,16 @@ def weights_of(place: Place) -> Place:
     return RunFolder(place).weights if storage.is_folder(place) else place
 
 
+def metrics_beside(place: Place) -> dict[str, Any]:
+    """Return the metrics of the run that published the file `place`: {} where none lie beside it.
+
+    Raises:
+        DataError: they can't be understood.
+    """
+    metrics = place.beside(METRICS)
+    return read_json(metrics) if storage.exists(metrics) else {}
+
+
 def read_artifact(place: Place, limit_bytes: int) -> tuple[bytes, dict[str, Any]]:
     """Return a published file, and the metrics of its run: {} where none lie beside it.
 
@@ -297,10 +313,7 @@ def read_artifact(place: Place, limit_bytes: int) -> tuple[bytes, dict[str, Any]
         TemporaryError: a store gave other bytes, twice; it holds only whole objects: try again.
     """
     data = storage.read(place, limit_bytes)
-    metrics_place = place.beside(METRICS)
-    if not storage.exists(metrics_place):
-        return data, {}
-    metrics = read_json(metrics_place)
+    metrics = metrics_beside(place)
     named = [each.get("sha256") for each in _artifacts(metrics) if each["path"] == place.name]
     if not _is(data, named):
         data = storage.read(place, limit_bytes)  # one odd answer is not the last word
@@ -348,8 +361,17 @@ def read_json(place: Place) -> dict[str, Any]:
 
 
 def _json_object(place: Place) -> dict[str, Any]:
+    return parsed(storage.read(place, MAX_JSON_BYTES), place)
+
+
+def parsed(content: bytes, place: Place) -> dict[str, Any]:
+    """Return the JSON object in `content`, which was read at `place`.
+
+    Raises:
+        DataError: it is not JSON, or not an object.
+    """
     try:
-        document = json.loads(storage.read(place, MAX_JSON_BYTES))
+        document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{place} is not the JSON this job writes ({str(error)[:80]}): move it away, or choose "

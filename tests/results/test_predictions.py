@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import numpy as safetensors
@@ -20,6 +20,13 @@ FINITE = st.floats(-(2.0**99), 2.0**99, width=32)
 SHAPES = st.tuples(st.integers(1, 20), st.integers(2, 12))
 
 
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],  # on a machine with other things to do
+)
 @given(logits=SHAPES.flatmap(lambda shape: arrays.arrays(np.float32, shape, elements=FINITE)))
 def test_what_was_written_is_read(tmp_path_factory, logits):
     folder = RunFolder(parse(str(tmp_path_factory.mktemp("run"))))
@@ -47,6 +54,19 @@ def test_what_was_written_is_read(tmp_path_factory, logits):
         (
             Predictions(np.zeros((2, 3)), np.zeros(2, np.int32)).to_bytes(),  # float64
             "logits of shape",
+        ),
+        (Predictions(np.zeros((0, 3), np.float32), np.zeros(0, np.int32)).to_bytes(), "0 labels"),
+        (
+            Predictions(np.zeros((1, 3), np.float32), np.full(1, -1, np.int32)).to_bytes(),
+            "not all of its 3 classes",
+        ),
+        (
+            Predictions(np.zeros((1, 3), np.float32), np.full(1, 3, np.int32)).to_bytes(),
+            "not all of its 3 classes",
+        ),
+        (
+            Predictions(np.full((1, 3), np.nan, np.float32), np.zeros(1, np.int32)).to_bytes(),
+            "not finite",
         ),
     ],
 )
