@@ -354,6 +354,33 @@ ProvedData = Annotated[
     str | None, _flag("data", "Where the run's data lie now. [default: where they lay]")
 ]
 
+# Of runs, compare and fetch.
+SortRuns = Annotated[
+    Literal["time", "accuracy", "seconds", "run", "status"],
+    _flag("sort", "The newest, the best, the quickest, by name, or what needs somebody first."),
+]
+SilentAfter = Annotated[
+    str,
+    _flag(
+        "silent-after",
+        "Call a run without a recorded end silent when its newest start or checkpoint is so old.",
+    ),
+]
+Watch = Annotated[bool, _flag("watch", "Draw the table anew every few seconds, until Ctrl-C.")]
+Compute = Annotated[
+    bool,
+    _flag(
+        "compute",
+        "Where a run has published no predictions, compute them: takes data and some seconds.",
+    ),
+]
+_A_RUN = "Id of a run below --output, path or URI of its folder, or 'champion'."
+OneRun = Annotated[str, typer.Argument(metavar="RUN", help=_A_RUN)]
+OtherRun = Annotated[str, typer.Argument(metavar="OTHER", help="The same, of the other one.")]
+HomeFolder = Annotated[
+    str, typer.Argument(metavar="DIR", help="Local folder; the run comes into one of its name.")
+]
+
 # Of tune.
 StudyName = Annotated[
     str | None,

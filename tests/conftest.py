@@ -83,7 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the stores while the first tests run."""
-    needed = any("stores" in getattr(item, "fixturenames", ()) for item in session.items)
+    needed = any(
+        {"stores", "anywhere"} & set(getattr(item, "fixturenames", ())) for item in session.items
+    )
     if needed and not session.config.option.collectonly:
         folder = stores_folder(session.config)
         servers.start(folder)
@@ -189,6 +191,19 @@ def faulty(store: servers.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[f
 def place(store: servers.Server) -> storage.Place:
     """Return a folder in `store` that nobody else uses."""
     return storage.parse(f"{store.root}/{secrets.token_hex(8)}")
+
+
+@pytest.fixture(params=["file", "s3", "gs"])
+def anywhere(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> storage.Place:
+    """Return a folder that nobody else uses, on each kind of storage."""
+    if request.param == "file":
+        return storage.parse(str(tmp_path / "a folder"))
+    server = request.getfixturevalue("stores")[request.param]
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    return storage.parse(f"{server.root}/{secrets.token_hex(8)}/deep")
 
 
 @pytest.fixture

@@ -146,12 +146,12 @@ class Log:
             DataError: it can't be understood.
             JobError: whether there is one can't be seen.
         """
-        numbers = self._numbers()
+        numbers = self.numbers()
         return self.read(numbers[-1]) if numbers else None
 
     def entries(self, last: int | None = None) -> list[Entry]:
         """Return the newest `last` entries, or all, the oldest first."""
-        numbers = self._numbers()
+        numbers = self.numbers()
         return [self.read(number) for number in (numbers if last is None else numbers[-last:])]
 
     def needed(self) -> Entry:
@@ -200,7 +200,8 @@ class Log:
         """Say where the entry of that number lies."""
         return self.folder / f"{number:06}.json"
 
-    def _numbers(self) -> list[int]:
+    def numbers(self) -> list[int]:
+        """Return the numbers of all entries, the oldest first."""
         names = storage.names(self.folder)
         return sorted(int(name[:6]) for name in names if _NAME.fullmatch(name))
 

@@ -43,6 +43,11 @@ def end_when_interrupted(last_words: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, end)
 
 
+def raise_when_interrupted() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again, where that is how a command is ended."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Preemption:
     """Knows whether the run has been asked to stop."""
 

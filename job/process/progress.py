@@ -370,6 +370,8 @@ _WARNINGS = (
     *("log_not_written", "liveness_not_shown", "not_notified"),
     *("shards_gone", "overtaken", "champion_stale"),
     *("metrics_not_exposed", "not_pushed", "not_logged_to_mlflow", "events_not_written"),
+    *("shards_gone", "overtaken", "champion_stale", "champion_unknown"),
+    *("fetched_incomplete", "drawn_otherwise"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": lambda details: f"start      mnist-job {details['version']}",
@@ -463,6 +465,17 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "champion_stale": lambda details: (
         f"warning    the champion {details['champion']} is {details['age_seconds'] / 86_400:.1f} "
         "days old, older than --stale-after"
+    ),
+    "champion_unknown": lambda details: (
+        f"warning    which run is champion is not shown: {details['reason']}"
+    ),
+    "fetched_incomplete": lambda details: (
+        f"warning    {details['run']} is not complete: "
+        + ("its checkpoint and records come" if details["state"] else "its records come")
+        + ", and no model"
+    ),
+    "drawn_otherwise": lambda details: (
+        f"warning    {details['file']} stays as it is: what was drawn of the run there is another"
     ),
     "no_shards": lambda details: (
         f"warning    {details['data']} holds no shard yet: only {details['base']} is used"

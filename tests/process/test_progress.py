@@ -160,6 +160,26 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "warning    the champion night-1 is 8.0 days old, older than --stale-after",
     ),
     (
+        "champion_unknown",
+        {"reason": "entry 7 is damaged"},
+        "warning    which run is champion is not shown: entry 7 is damaged",
+    ),
+    (
+        "fetched_incomplete",
+        {"run": "s3://b/r", "state": True},
+        "warning    s3://b/r is not complete: its checkpoint and records come, and no model",
+    ),
+    (
+        "fetched_incomplete",
+        {"run": "s3://b/r", "state": False},
+        "warning    s3://b/r is not complete: its records come, and no model",
+    ),
+    (
+        "drawn_otherwise",
+        {"file": "home/a/report.html"},
+        "warning    home/a/report.html stays as it is: what was drawn of the run there is another",
+    ),
+    (
         "no_shards",
         {"data": "shards", "base": "mnist"},
         "warning    shards holds no shard yet: only mnist is used",
