@@ -25,7 +25,7 @@ TRAIN_FLAGS = [
     "preset", "schedule", "seed", "weight-decay", "label-smoothing", "augment", "augment-strength",
     "dropout", "validation", "validation-seed", "early-stopping", "init-weights", "ensemble",
     "strategy", "require-gpu",
-    "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "log",
+    "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "log", "quiet",
     "storage-timeout", "anonymous", "termination-log", "liveness-file",
     "tensorboard", "pushgateway",
 ]  # fmt: skip

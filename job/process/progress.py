@@ -368,7 +368,6 @@ _WARNINGS = (
     *("resumed_differently", "threads_differ", "watcher_silent", "mostly_waits"),
     *("unknown_variable", "verdict_not_written", "end_not_recorded"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
-    *("shards_gone", "overtaken", "champion_stale"),
     *("metrics_not_exposed", "not_pushed", "not_logged_to_mlflow", "events_not_written"),
     *("shards_gone", "overtaken", "champion_stale", "champion_unknown"),
     *("fetched_incomplete", "drawn_otherwise"),

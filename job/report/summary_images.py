@@ -69,7 +69,8 @@ def mistakes(predictions: Predictions, images: NDArray[np.uint8], most: int) -> 
         (f"{predicted[index]}  {confidence[index]:.1%}", f"true {predictions.labels[index]}")
         for index in chosen
     ]
-    return gallery.draw_gallery(images[chosen], captions, [False] * len(chosen))
+    right = [False] * len(chosen)
+    return gallery.draw_sheet(images[chosen], captions, right, of=len(chosen))
 
 
 def _tinted(shares: NDArray[np.float64]) -> NDArray[np.uint8]:

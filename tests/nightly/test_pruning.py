@@ -25,7 +25,11 @@ from job.storage import Place, parse
 NOW = datetime.now(UTC)
 HOUR, DAY = 3600.0, 86_400.0
 TRAINING_SECONDS = 60.0
-FILES = {"model.keras": b"archive " * 100, "model_weights.h5": b"weights " * 200}
+FILES = {
+    "model.keras": b"archive " * 100,
+    "model_weights.h5": b"weights " * 200,
+    "predictions.safetensors": b"said " * 50,
+}
 CHECKPOINT = "checkpoints/0000000070-ab.safetensors"
 Command = Callable[..., Finished]
 
