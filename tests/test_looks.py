@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -93,16 +94,18 @@ def test_a_run_is_brought_home_and_used(command, output, tmp_path):
     home = tmp_path / "home"
     first = command("fetch", "trained", home, "--output", output)
     assert first.code == 0
-    assert first.out.splitlines()[-1].startswith(f"{home}/trained: 5 of 5 files fetched")
+    [files, of] = re.findall(r": (\d+) of (\d+) files fetched", first.out)[0]
+    assert int(files) == int(of) >= 5
     assert command("predict", "--weights", home / "trained").code == 0
     again = command("fetch", f"{output}/trained", home)
-    assert again.out.splitlines()[-1].startswith(f"{home}/trained: 0 of 5 files fetched, 0.0 KiB")
+    assert f"{home}/trained: 0 of {of} files fetched, 0.0 KiB" in again.out
     begun = command("fetch", "begun", home, "--output", output)
     assert begun.code == 0
     assert "begun is not complete" in begun.err
     assert begun.out.endswith("not complete: the same command fetches the rest\n")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_brought_home_is_gone_on_with(command, small_mnist, tmp_path):
     """As its twin, which was never stopped: to the byte."""
     flags = ["--data", small_mnist, "--epochs", 3, "--run-id", "r"]
