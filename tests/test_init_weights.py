@@ -14,7 +14,7 @@ from conftest import REPOSITORY, free_ports, schema
 
 from job.config import RunConfig
 from job.errors import StoppedError
-from job.results import publishing, weights
+from job.results import hdf5, publishing
 from job.training import train
 from job.training.checkpoint import State
 
@@ -53,7 +53,7 @@ def read(run: Path) -> dict:
 
 
 def arrays(run: Path) -> list[np.ndarray]:
-    return weights.read_hdf5((run / "model_weights.h5").read_bytes(), str(run))
+    return hdf5.read((run / "model_weights.h5").read_bytes(), str(run))
 
 
 def same(one: Path, other: Path) -> bool:

@@ -3,7 +3,8 @@
 `publishing` holds a run's folder and the order that its files appear in, `metrics.json` last, and
 `metrics` says what stands in that; `provenance` tells what made it. `weights` makes files of a
 model and back, `evaluation` lets a model look at images, and `scores` says how well it did;
-`predictions` keeps what it said of each, `answers` shows those that somebody asks for, and
-`statistics` has intervals and tests. The last four need no TensorFlow. `inference` serves
+`predictions` keeps what it said of each, `answers` shows those that somebody asks for, `hdf5` reads
+the numbers of a weights file, and `statistics` has intervals and tests. The last five need no
+TensorFlow. `inference` serves
 `evaluate` and `predict` from what was published.
 """

@@ -3,8 +3,6 @@
 `model_weights.h5` has Keras' HDF5 layout of old, which plain `keras.Model.load_weights` reads in
 Keras 3 and in tf_keras; `model.keras` is Keras 3's own archive. Both are the same bytes for the
 same weights, whenever and wherever they are made, so that two pods of one run can't disagree.
-
-Reading takes numbers only: no code, no configuration and no other file is followed from inside.
 """
 
 import contextlib
@@ -16,14 +14,11 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import keras
-import numpy as np
-import numpy.typing as npt
 
 from job.errors import DataError
+from job.results import hdf5
 
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip can hold
 
 
@@ -67,7 +62,7 @@ def load_hdf5(model: keras.Model, data: bytes, uri: str) -> None:
     Raises:
         DataError: not HDF5, not that layout, other shapes, or values that are not finite.
     """
-    arrays = read_hdf5(data, uri)
+    arrays = hdf5.read(data, uri)
     wanted = [tuple(weight.shape) for weight in model.weights]
     found = [array.shape for array in arrays]
     if found != wanted:
@@ -83,69 +78,6 @@ def load_hdf5(model: keras.Model, data: bytes, uri: str) -> None:
             f"this data has {_shapes(wanted)}: give the weights, --model and --data of one run"
         )
     model.set_weights(arrays)
-
-
-def read_hdf5(data: bytes, uri: str) -> list[npt.NDArray[np.float32]]:
-    """Return the weights in an HDF5 file, layer by layer, each as float32.
-
-    Raises:
-        DataError: not HDF5, not the layout of Keras, or values that are not finite.
-    """
-    if not data.startswith(HDF5_SIGNATURE):
-        raise DataError(
-            f"{uri} is not an HDF5 file (it begins with {data[:8]!r}): give the model_weights.h5 "
-            "of a run"
-        )
-    try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            return [_numbers(dataset, len(data), uri) for dataset in _datasets(file, uri)]
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise DataError(
-            f"{uri} is damaged or incomplete ({str(error)[:120]}): fetch or train it again"
-        ) from error
-
-
-def _datasets(file: h5py.File, uri: str) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Yield each weight's name and HDF5 data set, in the order that the layers were saved in."""
-    root = file.get("model_weights", file)
-    if "layer_names" not in root.attrs:
-        raise DataError(
-            f"{uri} is HDF5 but not in the layout of model_weights.h5 (no attribute layer_names); "
-            "if Keras 3 saved it as .weights.h5, save it as model_weights.h5 with model.save"
-        )
-    for layer in _names(root.attrs["layer_names"]):
-        group = _inside(root, layer, uri)
-        for weight in _names(group.attrs["weight_names"]):
-            yield weight, _inside(group, weight, uri)
-
-
-def _names(attribute: npt.NDArray[np.object_]) -> list[str]:
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in attribute]
-
-
-def _inside(group: h5py.Group, name: str, uri: str) -> h5py.Group | h5py.Dataset:
-    """Return the member `name`, a path of groups, provided that it lies in this very file."""
-    for part in name.split("/"):
-        if not isinstance(group.get(part, getlink=True), h5py.HardLink):
-            raise DataError(f"{uri}: {name} is a link out of the file, which is not followed")
-        group = group[part]
-    return group
-
-
-def _numbers(named: tuple[str, h5py.Dataset], file_bytes: int, uri: str) -> npt.NDArray[np.float32]:
-    """Return a weight's values, their size checked before any memory is taken for them."""
-    name, dataset = named
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise DataError(f"{uri}: {name} does not hold its values in the file itself")
-    if dataset.dtype.kind != "f":
-        raise DataError(f"{uri}: {name} has the type {dataset.dtype}, not floating-point numbers")
-    if dataset.chunks is not None or dataset.nbytes > file_bytes:
-        # Keras writes weights plain; a compressed one could inflate without bound.
-        raise DataError(f"{uri}: {name} is not stored plain within the file, as Keras would do it")
-    values = dataset[()].astype(np.float32)
-    if not np.isfinite(values).all():
-        raise DataError(f"{uri}: {name} holds values that are not finite numbers: train it again")
-    return np.asarray(values)
 
 
 def _shapes(shapes: list[tuple[int, ...]]) -> str:

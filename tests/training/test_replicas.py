@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-from job.results.weights import read_hdf5
+from job.results import hdf5
 
 FLAGS = ["--epochs", "3", "--batch-size", "40", "--run-id", "r", "--augment", "shift"]
 CLOSE = 1e-5  # of weights that rounding alone moves apart in ten steps: 3e-6 was the most
@@ -57,7 +57,7 @@ def metrics(run: Path) -> dict:
 
 def weights(run: Path) -> np.ndarray:
     path = run / "model_weights.h5"
-    return np.concatenate([array.ravel() for array in read_hdf5(path.read_bytes(), str(path))])
+    return np.concatenate([array.ravel() for array in hdf5.read(path.read_bytes(), str(path))])
 
 
 @pytest.fixture(scope="module")
