@@ -9,6 +9,7 @@ import json
 import math
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -320,6 +321,37 @@ def check_run_id(run_id: str) -> str:
     if run_id in RESERVED_RUN_IDS:
         raise UsageError(f"--run-id {run_id!r} is reserved: choose another name")
     return run_id
+
+
+def in_full(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's identity with the fields that it leaves out, in the order they are declared.
+
+    What this version doesn't know comes last.
+    """
+    order = list(RunConfig.__dataclass_fields__)
+    full = _SINCE | dict(identity)
+    names = sorted(full, key=lambda name: order.index(name) if name in order else len(order))
+    return {name: full[name] for name in names}
+
+
+def default_of(name: str) -> Any:
+    """Return the default of the flag for a field, by the field's name; None where it has none."""
+    return STRENGTH if name == "augment_strength" else getattr(RunConfig, name, None)
+
+
+def flags_of(fields: Mapping[str, Any]) -> list[str]:
+    """Return the flags of `train` that give a config these fields; defaults are left out.
+
+    Args:
+        fields: of a `RunConfig`, by name, from a file that may be anybody's.
+    """
+    words = []
+    for name, value in fields.items():
+        if value is None or value == default_of(name) or not re.fullmatch("[a-z_]+", name):
+            continue
+        text = repr(value) if isinstance(value, float) else str(value)
+        words += [f"--{name.replace('_', '-')}", text]
+    return words
 
 
 def parse_data(text: str, option: str = "--data") -> Place:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from job import storage
-from job.config import DataSource
+from job.config import DataSource, RunConfig, parse_data
 from job.data import examples, files, shards
 from job.data.arrays import StoredArray, from_idx, from_npz
 from job.data.examples import Images, Labels
@@ -167,6 +167,30 @@ def load(
         arrays: dict[str, NDArray[Any]] = dict(zip(ARRAY_NAMES, (*train, *test), strict=True))
         return Dataset(str(source.place), *train, *test, fingerprint=_fingerprint(arrays, beat))
     return _with_shards(source, folder, beat, skip_bad=skip_bad)
+
+
+def of_run(metrics: Mapping[str, Any], place: Place | None = None) -> DataSource:
+    """Return what names the data of a run.
+
+    The base of a run's shards goes with them, whoever names the folder; the files that it took are
+    asked for only where nobody does.
+
+    Args:
+        metrics: config and data of the run, from a file that may be anybody's.
+        place: where the data lie now, or which others to take; None for where the run found them.
+    """
+    config = metrics.get("config")
+    said = config if isinstance(config, Mapping) else {}
+    of_run, base = (
+        value if isinstance(value := said.get(name), str) else None for name in ("data", "base")
+    )
+    if place is not None and str(place) != of_run:
+        return DataSource(place)
+    return DataSource(
+        place or parse_data(of_run or RunConfig.data),
+        None if base is None else parse_data(base, "--base"),
+        None if place else shards.recorded(metrics.get("data")),
+    )
 
 
 _Pair = tuple[Images, Labels]

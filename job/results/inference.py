@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from job import __version__, storage
-from job.config import MOST_MEMBERS, DataSource, ModelName, RunConfig, parse_data
-from job.data import shards
+from job.config import MOST_MEMBERS, DataSource, ModelName, RunConfig
 from job.data.examples import MAX_CLASSES, MAX_SIDE_PIXELS
-from job.data.source import Dataset, load
+from job.data.source import Dataset, load, of_run
 from job.errors import ConflictError, DataError, MissingInputError
 from job.pictures import handwriting
 from job.process import runtime
@@ -83,7 +82,7 @@ class Published:
                 f"the run of {place} trained the model {model_name[:80]!r}, which this version of "
                 f"the job doesn't have: give --model ({', '.join(get_args(ModelName))})"
             )
-        source = _source(metrics, data)
+        source = of_run(metrics, data)
         members = members_of(metrics)
         return cls(place, metrics, model_name, members, source, data is not None, progress)
 
@@ -199,22 +198,6 @@ def rebuilt(
 
 def _is_count(value: Any, most: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _source(metrics: dict[str, Any], data: Place | None) -> DataSource:
-    """Return what names the data to use: those of the run of `metrics`, unless `data` does.
-
-    The base of a run's shards goes with them, whoever names the folder; the files that it took are
-    asked for only where nobody does.
-    """
-    of_run, base = _said(metrics, "config", "data"), _said(metrics, "config", "base")
-    if data is not None and str(data) != of_run:
-        return DataSource(data)
-    return DataSource(
-        data or parse_data(of_run or RunConfig.data),
-        None if base is None else parse_data(base, "--base"),
-        None if data else shards.recorded(metrics.get("data")),
-    )
 
 
 def _said(metrics: dict[str, Any], part: str, name: str) -> str | None:

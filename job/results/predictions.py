@@ -51,7 +51,7 @@ class Predictions:
         """Return the published predictions of a run, checked against its metrics.
 
         Raises:
-            MissingInputError: the run published none, as those before version 0.2 of the job.
+            MissingInputError: the run published none, as older code did not yet.
             DataError: the file is damaged.
         """
         return cls.at(folder.predictions)
@@ -59,13 +59,21 @@ class Predictions:
     @classmethod
     def at(cls, place: Place) -> "Predictions":
         """Return the predictions in the file at `place`, as `read` does."""
-        content, _ = publishing.read_artifact(place, MAX_BYTES)
+        return cls.from_bytes(publishing.read_artifact(place, MAX_BYTES)[0], str(place))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, uri: str) -> "Predictions":
+        """Return the predictions in a file that lies at `uri`.
+
+        Raises:
+            DataError: it holds none.
+        """
         try:
             arrays = safetensors.load(content)
             found = cls(arrays["logits"], arrays["labels"])
         except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(
-                f"{place} holds no predictions ({str(error)[:80]}): train it again"
+                f"{uri} holds no predictions ({str(error)[:80]}): train it again"
             ) from error
         if (
             found.logits.ndim != 2
@@ -74,15 +82,15 @@ class Predictions:
             or found.labels.shape != found.logits.shape[:1]
         ):
             raise DataError(
-                f"{place} holds logits of shape {found.logits.shape} for labels of shape "
+                f"{uri} holds logits of shape {found.logits.shape} for labels of shape "
                 f"{found.labels.shape}: train it again"
             )
         classes = found.logits.shape[1]
         if not (len(found.labels) and found.labels.min() >= 0 and found.labels.max() < classes):
             raise DataError(
-                f"{place} holds {len(found.labels):,} labels that are not all of its {classes:,} "
+                f"{uri} holds {len(found.labels):,} labels that are not all of its {classes:,} "
                 "classes: train it again"
             )
         if not np.isfinite(found.logits).all():
-            raise DataError(f"{place} holds logits that are not finite numbers: train it again")
+            raise DataError(f"{uri} holds logits that are not finite numbers: train it again")
         return found

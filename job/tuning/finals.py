@@ -19,12 +19,11 @@ from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
-from job.config import RunConfig
+from job.config import flags_of
 from job.errors import MissingInputError
 from job.process.preemption import Preemption
 from job.results.statistics import student_tail
 from job.tuning import tuner
-from job.tuning.space import flag
 from job.tuning.study import Study, found
 
 TOP = 4
@@ -200,13 +199,7 @@ def command(study: Study, chosen: Finalist) -> str:
     Early stopping needs held-out ones; what isn't said is `train`'s default.
     """
     config = study.config(chosen.trial, chosen.values)
-    words = ["mnist-job", "train"]
     skipped = () if config.early_stopping else _LEFT_OUT
-    for name, value in {**config.identity, "output": study.output}.items():
-        if name in skipped or value == getattr(RunConfig, name, None):
-            continue
-        words += [
-            f"--{flag(name)}",
-            repr(value) if isinstance(value, float) else str(value),
-        ]
-    return shlex.join(words)
+    fields = {**config.identity, "output": study.output}
+    kept = {name: value for name, value in fields.items() if name not in skipped}
+    return shlex.join(["mnist-job", "train", *flags_of(kept)])
