@@ -86,6 +86,7 @@ def train(
     quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
+    no_report: flags.NoReport = False,
     tensorboard: flags.Tensorboard = RunConfig.tensorboard,
     pushgateway: flags.Pushgateway = None,
 ) -> dict[str, Any]:
@@ -119,6 +120,7 @@ def train(
         exchange=exchange,
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
+        report=not no_report,
         tensorboard=tensorboard,
     )
     liveness = Liveness(liveness_file)

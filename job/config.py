@@ -40,7 +40,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 # Where a run goes, and what it runs on, don't change which run it is.
 _NOT_IDENTITY = (
     *("output", "run_id", "place", "source", "only", "strategy", "require_gpu"),
-    *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard"),
+    *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard", "report"),
 )
 # Fields that came later, and what all runs had until then: part of the identity where another is
 # given, so old digests hold.
@@ -115,6 +115,8 @@ class RunConfig:
     """Seconds after which to save and stop, to be continued by the same command."""
     peer_timeout: float = 45.0
     """Seconds to wait for the other workers before the training starts."""
+    report: bool = False
+    """Leave a page that shows the run, or how far an attempt came that failed or was stopped."""
     tensorboard: bool = False
     """Also write event files for TensorBoard, one with each checkpoint."""
     augment: Augmentation = "none"
@@ -165,6 +167,7 @@ class RunConfig:
         _check_real("--peer-timeout", self.peer_timeout, "from 1 to 86400", 1, 86_400)
         _check_switch("--require-gpu", self.require_gpu)
         _check_switch("--tensorboard", self.tensorboard)
+        _check_switch("--no-report", self.report)
         if self.require_gpu and self.strategy == "cpu":
             raise UsageError("--require-gpu and --strategy cpu exclude each other: drop one")
         _check_real("--weight-decay", self.weight_decay, "from 0 to 10", 0, 10)

@@ -100,7 +100,10 @@ def train_ensemble(
 
     documents = [document for document in found if document is not None]
     watch.lap()  # the members have timed themselves
-    with leaving_a_verdict(attempt, progress), memory.explained("give the job more memory"):
+    with (
+        leaving_a_verdict(attempt, progress, report=config.report),
+        memory.explained("give the job more memory"),
+    ):
         files_of_members = _read(members, documents, dataset)
         threads = runtime.wanted_threads(os.environ, attempt.facts["cores"])
         runtime.limit_threads(threads)
@@ -126,7 +129,7 @@ def train_ensemble(
             members=tuple(map(_told, documents)),
         )
         document = folder.complete(config, document)
-    show(folder, document, config, dataset, progress)
+    show(folder, document, config, dataset, files, progress)
     progress.event("complete", **metrics.summary(str(folder.place), document))
     return folder.place, document
 

@@ -217,6 +217,15 @@ TerminationLog = Annotated[
         "Write the verdict here as JSON, whatever it is. [default: /dev/termination-log, if there]",
     ),
 ]
+# Not --report/--no-report, whose variable would be that of the reports of evaluate and tune.
+NoReport = Annotated[
+    bool,
+    _flag(
+        "no-report",
+        "Leave no report.html, which shows the run, in its folder, and no attempts/0001.html where "
+        "it fails or is stopped.",
+    ),
+]
 Tensorboard = Annotated[
     bool,
     _flag("tensorboard", "Also write event files for TensorBoard, one with each checkpoint."),
@@ -379,6 +388,24 @@ OneRun = Annotated[str, typer.Argument(metavar="RUN", help=_A_RUN)]
 OtherRun = Annotated[str, typer.Argument(metavar="OTHER", help="The same, of the other one.")]
 HomeFolder = Annotated[
     str, typer.Argument(metavar="DIR", help="Local folder; the run comes into one of its name.")
+]
+
+# Of report.
+Shown = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="Id of a run below --output, path or URI of its folder, or 'champion'; or "
+        "nights/<night>.json.",
+    ),
+]
+ReportTo = Annotated[
+    str | None,
+    _flag(
+        "to",
+        "File to write; an older page makes room. [default: report.html in the folder of a "
+        "complete run that has none, else <run>.html in the current folder]",
+    ),
 ]
 
 # Of tune.

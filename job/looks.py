@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from job import console, flags, storage
-from job.config import RunConfig, parse_duration
+from job.config import RunConfig, parse_data, parse_duration
 from job.errors import MissingInputError, TemporaryError, UsageError
 from job.process import preemption as signals
 from job.process.progress import Progress
@@ -171,6 +171,29 @@ def fetch(
         progress,
     )
     console.say(fetching.summary(fetched))
+
+
+@app.command()
+def report(
+    run: flags.Shown,
+    output: flags.Output = RunConfig.output,
+    to: flags.ReportTo = None,
+    data: flags.ProvedData = None,
+    storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
+    anonymous: flags.Anonymous = Settings.anonymous,
+) -> None:
+    """Draw a run, or a night, into one HTML file: what it knows, where it fails, how it went."""
+    console.progress_aside(storage_timeout, anonymous)
+    data_place = None if data is None else parse_data(data)
+    to_place = None if to is None else parse(to, "--to")
+    from job.report import nights, runs  # noqa: PLC0415
+
+    if nights.is_record(run):
+        console.say(nights.draw(parse(run, "RUN"), data_place, to_place))
+        return
+    from job.catalog import naming  # noqa: PLC0415
+
+    console.say(runs.draw(naming.folder_of(run, output), data_place, to_place))
 
 
 @app.command(context_settings={"allow_extra_args": True})

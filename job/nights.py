@@ -78,6 +78,7 @@ def retrain(
     quiet: flags.Quiet = False,
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
+    no_report: flags.NoReport = False,
     tensorboard: flags.Tensorboard = RunConfig.tensorboard,
     pushgateway: flags.Pushgateway = None,
 ) -> dict[str, Any]:
@@ -107,6 +108,7 @@ def retrain(
         precision=precision,
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
+        report=not no_report,
         tensorboard=tensorboard,
     )
     plan = desk.Plan(

@@ -6,7 +6,8 @@ before that. The rooms that need TensorFlow are imported after it.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,10 @@ def train_run(
     for name, details in dataset.remarks():
         progress.event(name, **details)
     attempt = claim(folder, config, dataset, cluster, versions, progress)
-    with leaving_a_verdict(attempt, progress), memory.explained(_less_memory(config)):
+    with (
+        leaving_a_verdict(attempt, progress, report=config.report),
+        memory.explained(_less_memory(config)),
+    ):
         checkpoints = Checkpoints(
             folder.checkpoints,
             config.checkpoint_seconds,
@@ -150,7 +154,7 @@ def train_run(
             init_weights=_begun_with(folder, config),
         )
         document = folder.complete(config, document)
-    show(folder, document, config, dataset, progress)
+    show(folder, document, config, dataset, files, progress)
     checkpoints.prune(keep=1)
     with contextlib.suppress(TemporaryError):  # published is published, whoever is still there
         collectives.wait()
@@ -179,11 +183,18 @@ class Attempt:
 def complete_already(
     folder: RunFolder, config: RunConfig, dataset: Dataset | None, progress: Progress
 ) -> dict[str, Any] | None:
-    """Return the metrics of a run that is complete, else None; compare its data, and tidy it."""
+    """Return the metrics of a run that is complete, else None; compare its data, and tidy it.
+
+    What shows it is made again where it is missing.
+    """
     if (document := folder.finished(config)) is None:
         return None
-    _compare_data(document, config, dataset, progress)
+    dataset = _compare_data(document, config, dataset, progress)
     openmetrics.write(folder.exposition, openmetrics.of_run(document), progress)
+    if config.report:
+        from job.report import runs  # noqa: PLC0415
+
+        runs.leave(folder, document, dataset, progress)
     Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress).tidy()
     progress.event("already_complete", **metrics.summary(str(folder.place), document))
     return document
@@ -191,27 +202,31 @@ def complete_already(
 
 def _compare_data(
     document: dict[str, Any], config: RunConfig, dataset: Dataset | None, progress: Progress
-) -> None:
+) -> Dataset | None:
     """See that a complete run was made of what lies at `config.data` now, if that is soon seen.
+
+    Returns:
+        The data; None where they could not be seen, which the log tells.
 
     Raises:
         ConflictError: it was made of other data.
     """
     loading = runtime.beside(lambda: dataset or source.load(config.source))
     try:
-        fingerprint = loading.result(COMPARE_SECONDS).fingerprint
+        found = loading.result(COMPARE_SECONDS)
     except StoppedError:
         raise
     except Exception as error:  # noqa: BLE001  published is published, whatever became of the data
         late = isinstance(error, TimeoutError)
         reason = f"reading them takes over {COMPARE_SECONDS:g} s" if late else str(error)
         progress.event("data_not_compared", reason=reason or repr(error))
-        return
-    if document.get("data", {}).get("fingerprint") != fingerprint:
+        return None
+    if document.get("data", {}).get("fingerprint") != found.fingerprint:
         raise ConflictError(
             f"{config.place} is complete, but was made of other data than lie at {config.data} "
             "now: nothing was overwritten; choose another --run-id"
         )
+    return found
 
 
 def import_tensorflow(preemption: Preemption, progress: Progress) -> dict[str, str]:
@@ -255,21 +270,33 @@ def show(
     document: dict[str, Any],
     config: RunConfig,
     dataset: Dataset,
+    files: Mapping[Place, bytes],
     progress: Progress,
 ) -> None:
-    """Write what dashboards look at, of a run that is published: no failure here spoils it."""
+    """Write what people and dashboards look at, of a run that has just published `files`.
+
+    No failure here spoils it.
+    """
     openmetrics.write(folder.exposition, openmetrics.of_run(document), progress)
     if config.tensorboard:
         tensorboard.add_scores(folder, document, dataset.x_test, progress)
+    if config.report:
+        from job.report import runs  # noqa: PLC0415  no training waits for what draws
+
+        runs.leave(folder, document, dataset, progress, files=files)
 
 
 @contextlib.contextmanager
-def leaving_a_verdict(attempt: Attempt, progress: Progress) -> Iterator[None]:
-    """Write beside the attempt how it ended if it fails or is stopped: a pod's log goes with it."""
+def leaving_a_verdict(attempt: Attempt, progress: Progress, *, report: bool) -> Iterator[None]:
+    """Write beside the attempt how it ended if it fails or is stopped: a pod's log goes with it.
+
+    By `report` a page shows that, and how far it came.
+    """
     try:
         yield
     except BaseException as error:
         if attempt.number:
+            until = time.monotonic() + END_SECONDS
             place, record = attempt.folder.attempt_end(attempt.number), verdict.of_error(error)
             try:
                 # Aside, and not for long: SIGKILL follows SIGTERM, and a store may not answer.
@@ -279,6 +306,10 @@ def leaving_a_verdict(attempt: Attempt, progress: Progress) -> Iterator[None]:
                 late = isinstance(lost, TimeoutError)
                 reason = "no answer in time" if late else str(lost) or repr(lost)
                 progress.event("end_not_recorded", reason=reason)
+            if report:
+                from job.report import runs  # noqa: PLC0415
+
+                runs.leave_of_attempt(attempt.folder, attempt.number, until, progress)
         raise
 
 

@@ -149,6 +149,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ours = ("MNIST_JOB_", "K8S_", "AWS_", "STORAGE_EMULATOR", "GOOGLE_", "MLFLOW_")
         if name.startswith(ours) or name in {"TF_CONFIG", "JOB_COMPLETION_INDEX"}:
             monkeypatch.delenv(name)
+    # A page takes a third of a second of each run; tests/report/test_runs.py has them drawn.
+    monkeypatch.setenv("MNIST_JOB_NO_REPORT", "true")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("NO_GCE_CHECK", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)

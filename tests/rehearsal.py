@@ -131,10 +131,14 @@ def look(storage: Objects, run: Place) -> list[str]:
     """Return what is wrong in the folder of a run, seen without any fault in between."""
     wrong = []
     names = storage.names(run / "attempts")
+    pages = {name for name in names if name.endswith(".html")}
+    names = [name for name in names if name not in pages]
     ends = {name for name in names if name.endswith("-end.json")}
     attempts = [name for name in names if name not in ends]
     if attempts != [f"{number:04}.json" for number in range(1, len(attempts) + 1)]:
         wrong.append(f"attempts {attempts}")
+    if not pages <= {name.replace(".json", ".html") for name in attempts}:
+        wrong.append(f"pages {pages} of the attempts {attempts}")
     if not ends <= {name.replace(".json", "-end.json") for name in attempts}:
         wrong.append(f"ends {ends} of the attempts {attempts}")
     for name in names:

@@ -26,12 +26,12 @@ TRAIN_FLAGS = [
     "preset", "schedule", "seed", "weight-decay", "label-smoothing", "augment", "augment-strength",
     "dropout", "validation", "validation-seed", "early-stopping", "init-weights", "ensemble",
     "strategy", "require-gpu",
-    "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "log", "quiet",
-    "storage-timeout", "anonymous", "termination-log", "liveness-file",
+    "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "no-report", "log",
+    "quiet", "storage-timeout", "anonymous", "termination-log", "liveness-file",
     "tensorboard", "pushgateway",
 ]  # fmt: skip
 OF_SEVERAL = {"peer-timeout", "exchange", "ensemble"}
-OF_PUBLISHED = {"tensorboard", "pushgateway"}
+OF_PUBLISHED = {"no-report", "tensorboard", "pushgateway"}
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
 STORAGE_FLAGS = ["output", "storage-timeout", "anonymous"]
 FLAGS = {
@@ -55,6 +55,7 @@ FLAGS = {
     "unhold": ["reason", *STORAGE_FLAGS],
     "prune": ["keep", "keep-entries", "leftovers-after", "yes", *STORAGE_FLAGS],
     "verify": ["data", *STORAGE_FLAGS],
+    "report": ["to", "data", *STORAGE_FLAGS],
     "tensorboard": ["print", "storage-timeout", "anonymous"],
     "data check": ["base", "leak-allow", "accept-drift", "skip-bad-shards", *STORAGE_FLAGS],
 }  # fmt: skip

@@ -27,7 +27,7 @@ CONFIG = RunConfig(run_id="r1", epochs=10, seed=0)
 FIELDS = [field.name for field in fields(RunConfig) if field.init]
 NOT_IDENTITY = {
     *("output", "run_id", "only", "strategy", "require_gpu"),
-    *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard"),
+    *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard", "report"),
 }
 
 # A legal value of each field that differs from the default.
@@ -61,6 +61,7 @@ OTHER: dict[str, Any] = {
     "exchange": "bfloat16",
     "ensemble": 3,
     "tensorboard": True,
+    "report": True,
 }
 # What a field is about, without which it is refused.
 WITH: dict[str, dict[str, Any]] = {

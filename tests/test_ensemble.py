@@ -170,7 +170,7 @@ def test_an_ensemble_is_proven_by_joining_its_members_again(mine, command, monke
     before = {path: path.read_bytes() for path in mine.rglob("*") if path.is_file()}
     done = command("verify", "e", "--output", mine)
     assert done.code == 0, done.err
-    [weights, _] = read(mine / "e")["artifacts"]
+    weights, *_ = read(mine / "e")["artifacts"]
     assert done.out == (
         "proven: e was joined again from its members to the same bytes (model_weights.h5, sha256 "
         f"{weights['sha256']}); verify e-1 to e-2 too, to train them again\n"

@@ -102,6 +102,7 @@ def test_run_holds_nothing_else(trained):
         "model.keras",
         "model_weights.h5",
         "predictions.safetensors",
+        "report.html",
     }
 
 

@@ -143,7 +143,7 @@ class Desk:
             **more,
         }
         kept = self.records.keep(self.plan.night, record)
-        self.show(kept)
+        self.show(kept, dataset)
         told = summary(kept)
         self.progress.event("night_over", **told)
         if told["stale"]:
@@ -151,10 +151,20 @@ class Desk:
             self.progress.event("champion_stale", champion=told["champion"], age_seconds=age)
         return kept
 
-    def show(self, record: dict[str, Any]) -> None:
-        """Write the record of this night, which is over, for dashboards too."""
+    def show(self, record: dict[str, Any], dataset: Dataset | None = None) -> None:
+        """Write the record of this night, which is over, for dashboards and for people too.
+
+        Args:
+            record: of the night.
+            dataset: that it had; None to load it where its images are needed.
+        """
         place = self.records.exposition(self.plan.night)
         openmetrics.write(place, openmetrics.of_night(record), self.progress)
+        if self.config.report:
+            from job.report import nights  # noqa: PLC0415  no night waits for what draws
+
+            page = self.records.page(self.plan.night)
+            nights.leave(page, self.output, record, dataset, self.progress)
 
     def close_as_promoted(self, mine: Entry) -> dict[str, Any]:
         """Close a night that has promoted, was killed, and was begun again on other things.

@@ -19,6 +19,8 @@ from job.nightly.records import SCHEMA_VERSION
 from job.results import statistics
 
 RECORDED_PROBABILITIES = 100  # images whose probabilities a stranger must find again
+MOST_DISAGREEMENTS = 200  # images that are told of, for people to look at
+_LONG = ("probabilities", "disagreements")  # which other records leave to the verdict's own file
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ def judge(desk: Desk, challenger: Contender, entry: Entry | None, dataset: Datas
     probabilities = challenger.probabilities(dataset.x_test, beat)
     named = {"challenger": challenger, "champion": champion, "anchor": anchor}
     guesses = {"challenger": probabilities.argmax(axis=1)}
+    differ = None
     fresh: dict[str, Any] = {}
     for name, contender in named.items():
         if contender is None:
@@ -56,7 +59,10 @@ def judge(desk: Desk, challenger: Contender, entry: Entry | None, dataset: Datas
         if name == "anchor" and anchor is champion:
             guesses[name] = guesses["champion"]
         elif name not in guesses:
-            guesses[name] = contender.classes(dataset.x_test, beat)
+            others = contender.probabilities(dataset.x_test, beat)
+            guesses[name] = others.argmax(axis=1)
+            if name == "champion":
+                differ = disagreements(dataset.y_test, probabilities, others)
         if newest is not None:
             fresh[name] = _score(contender.classes(newest[0], beat), newest[1])
     models = {
@@ -83,6 +89,7 @@ def judge(desk: Desk, challenger: Contender, entry: Entry | None, dataset: Datas
         **verdict.document,
         "newest": fresh or None,
         "probabilities": recorded.tolist(),
+        "disagreements": differ,
     }
     return Judged(
         verdict=verdict,
@@ -99,6 +106,46 @@ def judge(desk: Desk, challenger: Contender, entry: Entry | None, dataset: Datas
         probabilities=recorded,
         card=Card.of(dataset.x_train, dataset.y_train, dataset.classes).document(),
     )
+
+
+def disagreements(
+    labels: npt.NDArray[np.int32],
+    challenger: npt.NDArray[np.float64],
+    champion: npt.NDArray[np.float64],
+) -> dict[str, Any]:
+    """Return the images that two models call differently, for people to look at.
+
+    Those come first of which the one that is wrong is surest, and last those of which both are.
+
+    Args:
+        labels: shape (images,).
+        challenger: its probabilities, shape (images, classes).
+        champion: the champion's.
+    """
+    guesses = {"challenger": challenger.argmax(axis=1), "champion": champion.argmax(axis=1)}
+    sure = {"challenger": challenger.max(axis=1), "champion": champion.max(axis=1)}
+    lost = guesses["champion"] == labels
+    decides = lost | (guesses["challenger"] == labels)
+    wrong = np.where(lost, sure["challenger"], sure["champion"])
+    differ = np.flatnonzero(guesses["challenger"] != guesses["champion"])
+    order = differ[np.lexsort((-wrong[differ], ~decides[differ]))]
+    return {
+        "count": len(differ),
+        "images": [
+            {
+                "index": int(index),
+                "label": int(labels[index]),
+                **{
+                    name: {
+                        "predicted": int(guesses[name][index]),
+                        "confidence": float(sure[name][index]),
+                    }
+                    for name in guesses
+                },
+            }
+            for index in order[:MOST_DISAGREEMENTS]
+        ],
+    }
 
 
 def _newest(
@@ -145,7 +192,7 @@ def keep_verdict(desk: Desk, key: str, judged: Judged) -> dict[str, Any]:
     """Write the verdict, unless this night did so before it was killed.
 
     Returns:
-        What other records tell of it: where it lies, and all of it but the probabilities.
+        What other records tell of it: where it lies, and all of it that isn't long.
     """
     canonical = json.dumps(judged.document, sort_keys=True)
     inputs = hashlib.sha256(canonical.encode()).hexdigest()
@@ -174,4 +221,4 @@ def keep_verdict(desk: Desk, key: str, judged: Judged) -> dict[str, Any]:
 
 
 def _told(path: str, document: dict[str, Any]) -> dict[str, Any]:
-    return {"path": path, **{k: v for k, v in document.items() if k != "probabilities"}}
+    return {"path": path, **{k: v for k, v in document.items() if k not in _LONG}}

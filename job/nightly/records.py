@@ -2,6 +2,7 @@
 
     <output>/nights/<id>.json                        what a night came to, refusals too
     <output>/nights/<id>.prom                        the same for Prometheus, made of that
+    <output>/nights/<id>.html                        the same to look at
     <output>/gates/<key>.<test set>.<01>.json        a verdict of the gate; all of one test set
                                                      together are how often that has decided
     <output>/shards/<source>/<name>@<digest>@<night>.json    a shard that a night has accepted
@@ -58,6 +59,10 @@ class Records:
     def exposition(self, night: str) -> Place:
         """Say where what the night came to lies in a form for Prometheus."""
         return self.output / NIGHTS / f"{night}.prom"
+
+    def page(self, night: str) -> Place:
+        """Say where the page lies that shows what the night came to."""
+        return self.output / NIGHTS / f"{night}.html"
 
     def last_verdict(self, key: str) -> tuple[int, dict[str, Any]] | None:
         """Return the number and the content of the gate's last verdict on `key`, if there is one.

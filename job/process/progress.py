@@ -366,7 +366,7 @@ _WARNINGS = (
     *("storage_retry", "other_data", "data_not_compared"),
     *("no_shards", "not_a_shard", "shard_skipped"),
     *("resumed_differently", "threads_differ", "watcher_silent", "mostly_waits"),
-    *("unknown_variable", "verdict_not_written", "end_not_recorded"),
+    *("unknown_variable", "verdict_not_written", "end_not_recorded", "report_not_written"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
     *("metrics_not_exposed", "not_pushed", "not_logged_to_mlflow", "events_not_written"),
     *("shards_gone", "overtaken", "champion_stale", "champion_unknown"),
@@ -430,6 +430,11 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "verdict_not_written": lambda details: f"mnist-job: warning: {details['reason']}",
     "end_not_recorded": lambda details: (
         f"warning    how this attempt ended is not written beside the run: {details['reason']}"
+    ),
+    "report_written": lambda details: f"report     {details['page']}",
+    "report_not_written": lambda details: (
+        f"warning    {details['page']} is not written, and mnist-job report makes it later: "
+        f"{details['reason']}"
     ),
     "log_not_written": lambda details: (
         f"warning    the log can't be written, the run goes on: {details['reason']}"

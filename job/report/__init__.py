@@ -5,5 +5,14 @@ tells a `pushgateway` and a server of `mlflow` when one is over, and `tensorboar
 files, with pictures by `summary_images`; `logdir` brings those to where TensorBoard reads them.
 
 All of it is made from what a run has published, after that: nothing here can spoil a run, and
-`mnist-job report` makes it again. Nothing heavy is loaded before it is used.
+`mnist-job report` makes it again. Nothing heavy is loaded before it is used, and TensorFlow never.
+
+A page is one HTML file. `runs` leaves the pages of runs where they belong, and `nights` those of
+nights, which it makes as well. `material` gathers what the page of a run is made of, and says what
+is missing; of that `complete` and `unfinished` make it. Its parts come from `scores` (curves,
+confusion, classes, reliability, times), `galleries` (images with what was said of them),
+`mislabelled` (labels of MNIST that are known to be wrong) and `origins` (config, command, attempts,
+machines). Any page uses `page` (templates to bytes, numbers to words, what is done where a part
+can't be had), `figures` (numbers to SVG in the page's colours) and `sprites` (images to PNG); its
+look is in the folder of templates, base and style first.
 """

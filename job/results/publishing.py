@@ -12,6 +12,8 @@ with it.
     <run>/metrics.json
     <run>/metrics.prom          made of metrics.json, which names it not: see job/report/
     <run>/tensorboard/          event files, if they were asked for: see job/report/tensorboard.py
+    <run>/report.html           the run to look at, and attempts/0001.html an attempt that did not
+                                complete it: see job/report/runs.py
     <run>/pruned.json          only while the run is being removed: see job/nightly/pruning.py
 """
 
@@ -98,6 +100,11 @@ class RunFolder:
         return self.place / "init_weights.json"
 
     @property
+    def report(self) -> Place:
+        """The page that shows the run, which `metrics.json` doesn't name: it is made after it."""
+        return self.place / "report.html"
+
+    @property
     def attempts(self) -> Place:
         """The folder of the records of attempts."""
         return self.place / "attempts"
@@ -109,6 +116,10 @@ class RunFolder:
     def attempt_end(self, number: int) -> Place:
         """Say where the record of how an attempt failed or was stopped lies."""
         return self.attempts / f"{number:04}-end.json"
+
+    def attempt_page(self, number: int) -> Place:
+        """Say where the page lies that an attempt left which failed or was stopped."""
+        return self.attempts / f"{number:04}.html"
 
     def finished(self, config: RunConfig) -> dict[str, Any] | None:
         """Return the run's metrics if it is complete already, else None.

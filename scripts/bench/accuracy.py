@@ -26,6 +26,7 @@ from typing import Any
 import children
 import machine
 from environments import FOLDER
+from tasks import NO_PAGE
 
 from job.config import PRESETS
 
@@ -130,7 +131,7 @@ def train(
     Raises:
         SystemExit: the job failed, and has said why.
     """
-    words = ["--seed", str(seed), "--run-id", "run", "--log", "json"]
+    words = ["--seed", str(seed), "--run-id", "run", "--log", "json", *NO_PAGE]
     if held_out:
         words += ["--validation", str(HELD_OUT), "--validation-seed", str(seed)]
     with tempfile.TemporaryDirectory(prefix="mnist-job-accuracy-") as folder:

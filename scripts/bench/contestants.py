@@ -13,7 +13,7 @@ from typing import Any
 
 import children
 from environments import PEERS, BenchError, clean_environment, own_python, peer_python
-from tasks import GOALS, PARTS, REFERENCE, STEADY, Task
+from tasks import GOALS, NO_PAGE, PARTS, REFERENCE, STEADY, Task
 from verdicts import Sample
 
 from job.config import RunConfig
@@ -55,7 +55,7 @@ class Contestant:
         if not self.script:
             program = str(self.python.parent / "mnist-job")
             place = ["--output", str(folder), "--run-id", "bench", "--log", "json"]
-            return [program, "train", *place, *task.flags]
+            return [program, "train", *place, *NO_PAGE, *task.flags]
         return [str(self.python), str(PEERS / self.script), *task.words, str(folder), *self.words]
 
     def takes_part(self, task: Task, number: int) -> bool:

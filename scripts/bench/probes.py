@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from contestants import run
 from environments import FOLDER, own_python
-from tasks import MNIST
+from tasks import MNIST, NO_PAGE
 
 TIMES = 10
 CHECKPOINT_SECONDS = 30  # the job's default
@@ -108,7 +108,7 @@ def _train(scratch: Path, *flags: str) -> tuple[float, list[dict[str, Any]], dic
     """Return when a run of the job was started, what it said, and its metrics."""
     program = str(own_python().parent / "mnist-job")
     place = ["--output", str(scratch / "output"), "--run-id", "probe", "--log", "json"]
-    ended = run([program, "train", *place, *flags])
+    ended = run([program, "train", *place, *NO_PAGE, *flags])
     metrics = json.loads((scratch / "output" / "probe" / "metrics.json").read_text())
     shutil.rmtree(scratch / "output")
     events = [json.loads(line) for line in ended.out.splitlines()]

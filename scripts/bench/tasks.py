@@ -11,6 +11,7 @@ from job.config import EMBEDDED, PRESETS, RunConfig
 
 MNIST = EMBEDDED.path
 EPOCHS = 10  # of the reference net
+NO_PAGE = ("--no-report",)  # the peers draw none: what is timed ends with what they all publish
 # Of job.training.augmentation, at strength 1: importing that would import TensorFlow.
 AFFINE = {"degrees": 10.0, "scale": 0.1, "slant": 0.1, "move": 1 / 14}
 _RECIPE = ("model", "batch_size", "epochs", "learning_rate", "schedule", "weight_decay")

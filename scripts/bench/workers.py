@@ -26,7 +26,7 @@ from pathlib import Path
 import children
 import machine
 from environments import FOLDER, clean_environment, own_python
-from tasks import EXCERPT, MNIST, write_excerpt
+from tasks import EXCERPT, MNIST, NO_PAGE, write_excerpt
 
 PINNED = """
 import os, sys
@@ -120,7 +120,7 @@ def sample(work: Work, batch: int, placement: str, exchange: str) -> Sample:
     with tempfile.TemporaryDirectory() as folder:
         flags = [*work.flags, "--batch-size", str(batch), "--exchange", exchange, "--log", "json"]
         command = [str(own_python().parent / "mnist-job"), "train", *flags]
-        command += ["--output", folder, "--run-id", "r"]
+        command += ["--output", folder, "--run-id", "r", *NO_PAGE]
         workers = [
             subprocess.Popen(
                 [sys.executable, "-c", PINNED, each, *command],

@@ -640,5 +640,5 @@ def test_killed_before_any_change_it_goes_on(output: Place, command: Command) ->
             assert done.code == 0, done.err
             assert everything(here) == kept  # an empty folder may be left of the last moment
             changes += 1
-    # The tombstone comes and goes; metrics, two files, a checkpoint, a record; three folders.
-    assert changes == 2 + 1 + 2 + 1 + 1 + 3 + 1
+    # The tombstone comes and goes; metrics, three files, a checkpoint, a record; three folders.
+    assert changes == 2 + 1 + 3 + 1 + 1 + 3 + 1

@@ -109,6 +109,16 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         LOADED | {"uri": "a.npz", "image_shape": [32, 32, 3], "classes": 2},
         "data       a.npz: 60,000 training and 10,000 test images, 32 x 32 x 3 pixels, 2 classes",
     ),
+    (
+        "report_written",
+        {"page": "runs/r1/report.html", "seconds": 0.9},
+        "report     runs/r1/report.html",
+    ),
+    (
+        "report_not_written",
+        {"page": "a.html", "reason": "no answer in time"},
+        "warning    a.html is not written, and mnist-job report makes it later: no answer in time",
+    ),
     ("attempt_started", {"run": "runs/r1", "attempt": 1}, "run        runs/r1"),
     (
         "night_started",

@@ -274,14 +274,14 @@ def test_the_surest_mistakes_come_first_and_none_is_none(mnist):
     labels = np.array([1, 2, 3], np.int32)
     logits[np.arange(3), [1, 7, 8]] = [9, 2, 5]
     shown = []
-    original = summary_images.gallery.draw_gallery
+    original = summary_images.gallery.draw_sheet
 
-    def draw(images, captions, correct):
+    def draw(images, captions, correct, *, of):
         shown.extend(captions)
-        return original(images, captions, correct)
+        return original(images, captions, correct, of=of)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary_images.gallery, "draw_gallery", draw)
+        patch.setattr(summary_images.gallery, "draw_sheet", draw)
         png = summary_images.mistakes(Predictions(logits, labels), mnist.x_test[:3], 25)
     assert png
     assert [caption[1] for caption in shown] == ["true 3", "true 2"]

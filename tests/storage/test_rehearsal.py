@@ -27,6 +27,7 @@ def test_requests_of_a_default_run_are_few_and_those_of_a_rehearsal(
 ) -> None:
     """A run of the defaults, but for fewer epochs: one that takes no checkpoint on the way."""
     server = stores[scheme]
+    monkeypatch.delenv("MNIST_JOB_NO_REPORT")
     with faults.proxy(scheme, server.url) as proxy:
         for name, value in server.environment(proxy.url).items():
             monkeypatch.setenv(name, value)
@@ -38,6 +39,6 @@ def test_requests_of_a_default_run_are_few_and_those_of_a_rehearsal(
         assert rehearsal.train(*flags, "--run-id", "rehearsed").code == 0
         assert asked(proxy, "rehearsed") == real
     methods = [line.split()[0] for line in real]
-    assert methods.count("PUT") <= 8  # the last is that of metrics.prom
+    assert methods.count("PUT") <= 9  # the last are those of metrics.prom and report.html
     assert methods.count("LIST") == 1  # no checkpoint lies there, which nothing else can tell
     assert set(methods) == {"GET", "PUT", "LIST"}
