@@ -392,19 +392,20 @@ HomeFolder = Annotated[
 
 # Of report.
 Shown = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        metavar="RUN",
-        help="Id of a run below --output, path or URI of its folder, or 'champion'; or "
-        "nights/<night>.json.",
+        metavar="[RUN]",
+        help="Id of a run below --output, path or URI of its folder, or 'champion'; "
+        "nights/<night>.json; or path or URI of an output. [default: the --output]",
+        show_default=False,
     ),
 ]
 ReportTo = Annotated[
     str | None,
     _flag(
         "to",
-        "File to write; an older page makes room. [default: report.html in the folder of a "
-        "complete run that has none, else <run>.html in the current folder]",
+        "File to write; an older page makes room. [default: index.html in an output; report.html "
+        "in the folder of a complete run that has none, else <run>.html in the current folder]",
     ),
 ]
 

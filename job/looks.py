@@ -175,25 +175,34 @@ def fetch(
 
 @app.command()
 def report(
-    run: flags.Shown,
+    shown: flags.Shown = None,
     output: flags.Output = RunConfig.output,
     to: flags.ReportTo = None,
     data: flags.ProvedData = None,
     storage_timeout: flags.StorageTimeout = Settings.timeout_seconds,
     anonymous: flags.Anonymous = Settings.anonymous,
 ) -> None:
-    """Draw a run, or a night, into one HTML file: what it knows, where it fails, how it went."""
-    console.progress_aside(storage_timeout, anonymous)
+    """Draw a run, a night, or all that lies below an output, into one HTML file."""
+    progress = console.progress_aside(storage_timeout, anonymous)
     data_place = None if data is None else parse_data(data)
     to_place = None if to is None else parse(to, "--to")
     from job.report import nights, runs  # noqa: PLC0415
 
-    if nights.is_record(run):
-        console.say(nights.draw(parse(run, "RUN"), data_place, to_place))
+    if shown is not None and nights.is_record(shown):
+        console.say(nights.draw(parse(shown, "RUN"), data_place, to_place))
         return
-    from job.catalog import naming  # noqa: PLC0415
+    from job.catalog import history_page, naming  # noqa: PLC0415
 
-    console.say(runs.draw(naming.folder_of(run, output), data_place, to_place))
+    place = naming.run_or_output(shown, output)
+    if isinstance(place, naming.Output):
+        if data is not None:
+            raise UsageError(
+                f"--data is for a run or a night, and {place.folder} is no run: drop it"
+            )
+        now = datetime.now(UTC)
+        console.say(history_page.draw(place.folder, to_place, progress, now))
+        return
+    console.say(runs.draw(place, data_place, to_place))
 
 
 @app.command(context_settings={"allow_extra_args": True})

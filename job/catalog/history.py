@@ -72,6 +72,8 @@ class History:
     """The log of champions, the oldest entry first; the last one is in force."""
     unreadable: tuple[tuple[Place, str], ...]
     """What could not be understood, and why."""
+    pages: frozenset[str] = frozenset()
+    """Nights that have a page."""
 
 
 def read(output: Place) -> History:
@@ -81,8 +83,9 @@ def read(output: Place) -> History:
         JobError: what is there can't be seen, which is not to say that there is nothing.
     """
     log = Log(output)
-    places = [output / NIGHTS / name for name in storage.names(output / NIGHTS)]
-    nights, bad_nights = _understood(_night, [place for place in places if _is_json(place)])
+    names = storage.names(output / NIGHTS)
+    records = [output / NIGHTS / name for name in names if name.endswith(".json")]
+    nights, bad_nights = _understood(_night, records)
     entries, bad_entries = _understood(
         lambda place: log.read(int(place.name.partition(".")[0])),
         [log.place(number) for number in log.numbers()],
@@ -91,11 +94,8 @@ def read(output: Place) -> History:
         nights=tuple(sorted(nights, key=lambda night: (night.ended, night.night))),
         entries=tuple(entries),
         unreadable=(*bad_nights, *bad_entries),
+        pages=frozenset(name.removesuffix(".html") for name in names if name.endswith(".html")),
     )
-
-
-def _is_json(place: Place) -> bool:
-    return place.name.endswith(".json")
 
 
 def _understood(

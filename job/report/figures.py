@@ -10,6 +10,8 @@ import itertools
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,6 +20,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+Moment = tuple[datetime, float]
 Numbers = npt.NDArray[np.float64]
 
 # Stand for the variables of `style.css`, where each has a value for light and one for dark.
@@ -328,3 +331,99 @@ def bubbles(name: str, label: str, cells: Sequence[tuple[int, int, int]], classe
         axes.set_ylabel("true", labelpad=2)
         axes.tick_params(length=0, pad=5)
         return drawing.svg()
+
+
+@dataclass(frozen=True)
+class Reign:
+    """A champion, from when to when, with the share of its test set that it has right."""
+
+    began: datetime
+    ended: datetime
+    share: float
+    low: float
+    """End of its 95 % interval, as `high` is."""
+    high: float
+    joins: bool
+    """Whether the one before was judged on the same test set: then the step between them counts."""
+
+
+def reigns(name: str, label: str, champions: Sequence[Reign], others: Sequence[Moment]) -> str:
+    """Return the accuracy of champions over time, and that of challengers that became none.
+
+    Args:
+        name: of the drawing.
+        label: what is read out in place of it.
+        champions: the first one first.
+        others: when each was judged, in UTC, and the share that it had right.
+    """
+    with Drawing(name, label, 500, 260) as drawing:
+        from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: PLC0415
+
+        axes = drawing.axes(60, 40, 14, 34)
+        for at, each in enumerate(champions):
+            named: dict[str, Any] = {} if at else {"label": "champion, 95 % interval"}
+            ends: Any = [each.began, each.ended]
+            axes.fill_between(ends, each.low, each.high, color=BLUE, alpha=0.16, linewidth=0)
+            axes.plot(ends, [each.share] * 2, color=BLUE, **named)
+            if each.joins:
+                before: Any = [each.began] * 2
+                axes.plot(before, [champions[at - 1].share, each.share], color=BLUE)
+            elif at:
+                axes.axvline(ends[0], color=DIM, linestyle=":", linewidth=1.2)
+        starts: Any = [each.began for each in champions]
+        axes.plot(starts, [each.share for each in champions], "o", color=BLUE)
+        if others:
+            times: Any = [time for time, _ in others]
+            shares = [share for _, share in others]
+            axes.plot(times, shares, "x", color=ORANGE, label="challenger, not promoted")
+        _over_time(axes)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+        axes.yaxis.set_major_formatter(FuncFormatter(_in_percent))
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1), ncols=2, borderpad=0)
+        return drawing.svg()
+
+
+def growth(name: str, title: str, lines: Mapping[str, Sequence[Moment]], label: str) -> str:
+    """Return how many there were over time, the first line full, the second one broken.
+
+    Args:
+        name: of the drawing.
+        title: above it.
+        lines: when each number began to hold, in UTC, by what is counted.
+        label: what is read out in place of it.
+    """
+    with Drawing(name, label, 360, 240) as drawing:
+        from matplotlib.ticker import FuncFormatter, MaxNLocator  # noqa: PLC0415
+
+        axes = drawing.axes(64, 40, 14, 30)
+        axes.set_title(title, pad=10)
+        styles = itertools.cycle([(BLUE, "-", "o"), (ORANGE, "--", "s")])
+        for (of, moments), (colour, dash, marker) in zip(lines.items(), styles, strict=False):
+            times: Any = [time for time, _ in moments]
+            axes.step(
+                times,
+                [number for _, number in moments],
+                dash,
+                where="post",
+                color=colour,
+                marker=marker if len(moments) <= 30 else "",
+                label=of,
+            )
+        _over_time(axes)
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:,.0f}"))
+        axes.set_ylim(bottom=0)
+        if len(lines) > 1:
+            axes.legend(loc="best", handlelength=2.4)
+        return drawing.svg()
+
+
+def _over_time(axes: "Axes") -> None:
+    """Let the axis below be time, in UTC, with as few signs as tell it."""
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter  # noqa: PLC0415
+
+    locator = AutoDateLocator(minticks=2, maxticks=6)  # type: ignore[no-untyped-call]
+    axes.xaxis.set_major_locator(locator)
+    axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))  # type: ignore[no-untyped-call]
+    axes.xaxis.get_offset_text().set_color(DIM)
+    axes.tick_params(length=0, pad=5)

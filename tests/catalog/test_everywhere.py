@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import fake_runs
+from pages import Page
 
 from job import storage
 
@@ -37,3 +38,18 @@ def test_runs_are_listed_compared_fetched_and_shown_by_uri(command, anywhere, tm
 
     shown = command("predict", "--weights", f"{anywhere}/a", "--only", "mistakes", "--json")
     assert [each["image"] for each in json.loads(shown.out)] == list(range(9))
+
+
+def test_an_output_is_drawn_by_uri(command, anywhere):
+    assert command("report", anywhere).code == 66
+    fake_runs.complete(anywhere, "a")
+    fake_runs.champion(anywhere, "a")
+    first, again = (command("report", anywhere) for _ in range(2))
+    assert first.out == f"written to {anywhere}/index.html\n", first.err
+    assert again.out == f"written to {anywhere}/index.html, in place of an older page\n"
+    assert command("report", "--output", anywhere).code == 0
+    page = Page(storage.read(anywhere / "index.html", 1_000_000))
+    assert page.headings == {"champions", "runs"}
+    refused = command("report", anywhere, "--data", "mnist")
+    assert refused.code == 64
+    assert "--data is for a run or a night" in refused.err

@@ -3,7 +3,7 @@
 import fake_runs
 import pytest
 
-from job.catalog.naming import folder_of
+from job.catalog.naming import Output, folder_of, run_or_output
 from job.errors import MissingInputError, UsageError
 from job.storage import Place
 
@@ -36,3 +36,18 @@ def test_the_champion_is_the_run_that_the_log_names(tmp_path):
     fake_runs.champion(output, "a")
     fake_runs.champion(output, "b", 2)
     assert folder_of("champion", str(output)) == output / "b"
+
+
+def test_what_is_no_run_is_an_output(tmp_path):
+    output = Place.of(tmp_path)
+    fake_runs.complete(output, "a")
+    fake_runs.attempt(output, "begun")
+    for name in (None, str(output), f"{output}/"):
+        assert run_or_output(name, str(output)) == Output(output)
+    for name in ("a", "begun", "nothing"):
+        assert run_or_output(name, str(output)) == output / name
+    for name in ("a", "begun"):
+        assert run_or_output(f"{output}/{name}", "runs") == output / name
+    assert run_or_output(str(output), "runs") == Output(output)
+    assert run_or_output(f"{output}/nothing", "runs") == Output(output / "nothing")
+    assert run_or_output("runs", "runs") == Output(Place.of("runs"))

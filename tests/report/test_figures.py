@@ -4,15 +4,23 @@ import os
 import re
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 
 from job.report import figures
+from job.report.figures import Reign
 
 CELLS = [(3, 5, 9), (90, 2, 4), (7, 8, 1)]
 BINS = [(0.35, 0.5, 0.3, 0.7, 12), (0.99, 1.0, 0.98, 1.0, 988)]
 ROWS = {"recall": [(0.9, 0.8, 0.95), None, (1.0, 0.9, 1.0)], "precision": [None, None, None]}
+DAYS = [datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=each) for each in range(4)]
+REIGNS = [
+    Reign(DAYS[0], DAYS[1], 0.97, 0.96, 0.98, joins=False),
+    Reign(DAYS[1], DAYS[2], 0.98, 0.97, 0.99, joins=True),
+    Reign(DAYS[2], DAYS[2], 0.95, 0.94, 0.96, joins=False),
+]
 DRAWINGS = {
     "curves": lambda: figures.curves("a", "Loss", {"training": [3.0, 1.0]}, "falls"),
     "two": lambda: figures.curves("a", "T", {"x": [0.5], "y": [0.6]}, "l", percents=True),
@@ -20,6 +28,9 @@ DRAWINGS = {
     "reliability": lambda: figures.reliability("a", "sure", BINS, 1 / 15),
     "one bin": lambda: figures.reliability("a", "sure", BINS[1:], 1 / 15),
     "bubbles": lambda: figures.bubbles("a", "many", CELLS, 100),
+    "reigns": lambda: figures.reigns("a", "champions", REIGNS, [(DAYS[1], 0.96)]),
+    "one reign": lambda: figures.reigns("a", "champions", REIGNS[2:], []),
+    "growth": lambda: figures.growth("a", "t", {"x": [(DAYS[0], 9.0)], "y": [(DAYS[0], 3)]}, "l"),
 }
 
 
@@ -42,6 +53,20 @@ def test_text_of_a_drawing_stays_text_and_is_escaped():
     svg = figures.curves("a", "<b>&", {"x": [1.0, 2.0]}, 'say "<hi>"')
     assert "&lt;b&gt;&amp;</text>" in svg
     assert 'aria-label="say &#34;&lt;hi&gt;&#34;"' in svg
+
+
+def test_a_step_between_champions_is_drawn_on_one_test_set_alone(monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(
+        Axes,
+        "plot",
+        lambda axes, x, y, *rest, **more: drawn.append(y) or plot(axes, x, y, *rest, **more),
+    )
+    figures.reigns("a", "champions", REIGNS, [])
+    assert [0.97, 0.98] in drawn
+    assert [0.98, 0.95] not in drawn
 
 
 def test_a_long_training_is_thinned_out_and_keeps_its_last_epoch():

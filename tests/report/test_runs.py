@@ -240,7 +240,7 @@ def test_data_that_have_moved_can_be_named(tmp_path, data, command):
         (["champion"], 66, "no model was ever promoted"),
         (["nights/nothing.json"], 66, "nothing.json"),
         (["ftp://x/y"], 64, "RUN"),
-        (["./"], 66, "holds no run"),
+        (["./"], 66, "no run and no night lies below"),
         (["a b"], 66, "holds no run"),
     ],
 )
