@@ -11,7 +11,7 @@ BASE ?= python:3.12-slim
 CA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-mlflow check format seeds accuracy ablation bench workers chaos \
+.PHONY: help setup train test test-slow test-mlflow test-web check format seeds accuracy ablation bench workers chaos \
 	chaos-nights chaos-storage chaos-tune image image-test image-sizes mutants gate picture lock lock-peers \
 	clean
 .DELETE_ON_ERROR:
@@ -33,7 +33,7 @@ train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(READY) ## Run the tests
-	@$(TESTS) -m 'not slow and not checks and not mlflow' $(ARGS)
+	@$(TESTS) -m 'not slow and not checks and not mlflow and not web' $(ARGS)
 
 test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (10 minutes)
 	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py $(ARGS)
@@ -47,6 +47,11 @@ $(MLFLOW): scripts/mlflow.lock | $(READY)
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python .venv-mlflow/bin/python \
 		--require-hashes --requirements scripts/mlflow.lock
 	@touch $@
+
+test-web: $(READY) ## Open the reports in a real browser, and keep what it shows (2 minutes; look at it)
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+		$(BIN)/playwright install chromium || true
+	@$(BIN)/python -m pytest -q -m web tests/report/test_web.py $(ARGS)
 
 check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the manifests and the Dockerfile
 	@$(BIN)/ruff check .

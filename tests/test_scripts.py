@@ -39,7 +39,7 @@ def test_train_then_evaluate_and_predict(tmp_path, small_mnist, monkeypatch, cap
     assert processed.returncode == 0, processed.stderr
     lines = processed.stdout.splitlines()
     assert lines[0].startswith("test accuracy: 0.")
-    assert len(lines) == 2 + 1 + 10  # two scores, the table's head, ten images
+    assert len(lines) == 2 + 1 + 11 + 11  # two scores; ten classes and ten images, each with a head
 
     # Others import them; here, where TensorFlow is imported already.
     monkeypatch.syspath_prepend(SCRIPTS)
@@ -164,6 +164,27 @@ def test_setup_starts_with_the_uv_whose_hash_is_pinned_and_no_other(
 # --- what must pass before anything lands -----------------------------------------------------
 
 
+def ci_run(folder: Path, programs: dict[str, str]) -> list[str]:
+    """Run `.ci/run` on a machine that has these programs alone, and return the lines it said."""
+    for name, does in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / name).chmod(0o755)
+    dirname = shutil.which("dirname")
+    assert dirname is not None
+    (folder / "dirname").symlink_to(dirname)
+    bash = shutil.which("bash")
+    assert bash is not None
+    ended = subprocess.run(
+        [bash, REPOSITORY / ".ci" / "run"],
+        env={"PATH": str(folder), "CI_DEADLINE": "set"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     ("uid", "without", "required"),
     [("0", "", True), ("0", "buildah", False), ("0", "unshare", False), ("1000", "", False)],
@@ -178,23 +199,16 @@ def test_the_image_must_be_tested_where_its_tools_are(
         programs[without] = "exit 1"
     else:
         programs.pop(without, None)
-    for name, does in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
-    dirname = shutil.which("dirname")
-    assert dirname is not None
-    (tmp_path / "dirname").symlink_to(dirname)
-    bash = shutil.which("bash")
-    assert bash is not None
-    ended = subprocess.run(
-        [bash, REPOSITORY / ".ci" / "run"],
-        env={"PATH": str(tmp_path), "CI_DEADLINE": "set"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    lines = ended.stdout.splitlines()
+    lines = ci_run(tmp_path, programs)
     assert f"image-test ARGS=-rs {'required' if required else ''}" in lines
-    assert ("THE IMAGE IS NOT TESTED HERE" in ended.stdout) == bool(without)
+    assert ("THE IMAGE IS NOT TESTED HERE" in "".join(lines)) == bool(without)
+    assert lines[-1].startswith("test ")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_reports_must_be_opened_where_there_is_a_browser(tmp_path: Path, there: bool) -> None:
+    programs = {"make": 'echo "$* ${WEB_TEST-}"', "id": "echo 1000"}
+    lines = ci_run(tmp_path, programs | ({"chromium": "exit 0"} if there else {}))
+    assert f"test-web ARGS=-rs {'required' if there else ''}" in lines
+    assert ("NO CHROMIUM HERE" in "".join(lines)) is not there
     assert lines[-1].startswith("test ")
