@@ -763,6 +763,7 @@ checkpoint.Checkpoints.save = slow_save
 """
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_leaves_a_training_that_saves_for_too_long(small_mnist, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(SLOW_SAVE)
     words = ["--data", small_mnist, "--output", tmp_path, "--run-id", "r", "--epochs", "10000"]

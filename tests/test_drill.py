@@ -20,6 +20,7 @@ sys.exit(main(sys.argv[5:]))
 """
 
 
+@pytest.mark.slow
 def test_drill_proves_resume(command, small_mnist):
     flags = ["--data", small_mnist, "--epochs", 60, "--augment", "shift"]
     proved = command("drill", *flags)

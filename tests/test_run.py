@@ -122,7 +122,7 @@ def test_metrics_are_consistent_with_themselves(trained):
     assert 0 < stages <= timing["total_seconds"]
 
 
-@pytest.mark.parametrize("library", ["keras", "tf_keras"])
+@pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
 def test_weights_open_without_this_project(trained, small_mnist, library, tmp_path):
     script = tmp_path / "foreign.py"
     script.write_text(FOREIGN_SCRIPT)
@@ -493,6 +493,7 @@ def read_attempt(output: Path, number: int) -> dict:
     return json.loads((output / "r" / "attempts" / f"{number:04}.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_resume_in_the_same_place_has_nothing_to_say(begin):
     first, events = begin(3), begin()
     assert "resumed" in events
@@ -500,6 +501,7 @@ def test_a_resume_in_the_same_place_has_nothing_to_say(begin):
     assert not unsaid & {*first, *events}
 
 
+@pytest.mark.slow
 def test_a_resume_tells_its_own_time_from_that_of_all(begin, tmp_path):
     begin(15)
     events = begin()
@@ -520,6 +522,7 @@ def test_metrics_of_before_still_have_a_closing_line(trained):
     assert metrics.summary("runs/r", document)["attempt_train_seconds"] is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_goes_on_and_says_what_is_not_known(begin, tmp_path):
     """One that holds no versions, devices and threads."""
     from job.training.checkpoint import from_bytes, to_bytes
@@ -575,6 +578,7 @@ def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monke
         begins()
 
 
+@pytest.mark.slow
 def test_checkpoints_without_their_records_are_gone_on_from(begin, tmp_path):
     """Somebody moved a damaged record away, as its error advises: no fresh start in silence."""
     import shutil
@@ -803,6 +807,7 @@ def test_an_attempt_after_some_that_saved_nothing_says_so(begin, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_run_without_its_weights_can_be_published_again_as_its_error_says(
     begin, tmp_path, command, small_mnist
 ):

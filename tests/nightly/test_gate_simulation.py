@@ -88,6 +88,7 @@ def test_images_left_out_change_no_verdict(simulate):
         assert one | {"examples": 0} == other | {"examples": 0}
 
 
+@pytest.mark.slow
 def test_both_tables_are_printed_the_same_each_time():
     text = printed("--repetitions", "3")
     assert text == printed("--repetitions", "3")

@@ -319,6 +319,7 @@ def test_a_night_that_goes_on_computes_with_the_threads_that_it_began_with(
     assert seen[0] == "7"
 
 
+@pytest.mark.slow
 def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):
     del promoted
     shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
@@ -591,6 +592,7 @@ def test_another_set_in_one_piece_is_measured_too(promoted, command, data, tmp_p
     assert len(log(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_what_was_refused_is_decided_again_once_its_better_is_rolled_back(
     promoted, night, command, data, tmp_path, mnist
 ):
@@ -747,6 +749,7 @@ def test_a_reason_takes_one_line_and_moves_no_cursor(promoted, command, tmp_path
     assert "\nlines" not in shown
 
 
+@pytest.mark.slow
 def test_a_test_shard_that_was_copied_from_training_is_what_is_left_out(
     promoted, night, data, mnist
 ):

@@ -76,6 +76,7 @@ def test_an_allocation_that_really_fails(command, monkeypatch, trained, small_mn
     assert "Traceback" not in failed.err
 
 
+@pytest.mark.slow
 def test_a_batch_too_large_for_the_memory(tmp_path: Path) -> None:
     """For real: activations of which one layer's take 6.3 GiB, in a process that may have 5."""
     images = np.zeros((400, 512, 512), np.uint8)

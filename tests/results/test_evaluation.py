@@ -119,6 +119,7 @@ print(runtime.usage().peak_memory_mib - before)
 """
 
 
+@pytest.mark.slow
 def test_scoring_large_images_really_takes_little_memory():
     """All 200 at once take over 500 MiB."""
     ended = subprocess.run(

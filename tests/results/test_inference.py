@@ -38,6 +38,7 @@ def test_images_beyond_the_test_set_are_refused(command, trained, small_mnist, s
     assert "505 test images" in failed.err
 
 
+@pytest.mark.slow
 def test_own_pictures_are_recognised_as_their_originals(
     command, trained, small_mnist, mnist, tmp_path
 ):

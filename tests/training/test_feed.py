@@ -169,6 +169,7 @@ def test_a_few_aligned_images_are_shared_as_well():
     assert shares_memory(feed._tensor(images), images)
 
 
+@pytest.mark.slow
 def test_shards_on_disk_are_trained_on_to_the_bit(mnist, tmp_path, monkeypatch):
     """A set of shards beyond memory streams from the file that they were put together in."""
     base = {"x_train": mnist.x_train[:290], "y_train": mnist.y_train[:290]}

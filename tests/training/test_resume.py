@@ -67,7 +67,7 @@ def outcome(run: Path) -> tuple[bytes, bytes, list, dict]:
     ("event", "delay"),
     [
         pytest.param(None, 0.5, marks=pytest.mark.slow),
-        ("attempt_started", 0.5),
+        pytest.param("attempt_started", 0.5, marks=pytest.mark.slow),
         pytest.param("compiled", 0.1, marks=pytest.mark.slow),
         pytest.param("compiled", 0.5, marks=pytest.mark.slow),
         ("epoch", 0),

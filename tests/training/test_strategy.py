@@ -110,6 +110,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_nothing_that_the_job_computes_is_refused_as_indeterminate(small_mnist, tmp_path):
     """On a CPU: it shows that no op draws without a seed, not that every GPU kernel exists."""
     place = ["--data", small_mnist, "--output", str(tmp_path), "--model", "cnn", "--epochs", "1"]

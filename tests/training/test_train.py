@@ -114,6 +114,7 @@ def test_a_held_out_loss_that_is_no_number_is_a_divergence(bad):
         train._finish_epoch(Spoilt(), course, state, settings, alone, Progress("json"))
 
 
+@pytest.mark.slow
 def test_a_training_is_ended_after_an_epoch_with_its_state_saved(tiny):
     asked = []
 
@@ -160,7 +161,7 @@ def untimed(history):
 @pytest.mark.parametrize(
     ("name", "stops"),
     [
-        ("mlp", (2, 1)),
+        pytest.param("mlp", (2, 1), marks=pytest.mark.slow),
         pytest.param("mlp", (1,), marks=pytest.mark.slow),
         pytest.param("mlp", (3, 1, 1), marks=pytest.mark.slow),
         pytest.param("cnn", (1,), marks=pytest.mark.slow),
@@ -191,6 +192,7 @@ def test_stopped_and_resumed_is_one_unbroken_run(tiny, monkeypatch, name, stops)
     assert untimed(result.history) == untimed(whole_result.history)
 
 
+@pytest.mark.slow
 def test_state_holds_every_variable_that_moves(tiny):
     _, state, _ = run(tiny, config(model="cnn", dropout=0.5), stop_after=1)
     names = set(state.arrays)
@@ -232,7 +234,7 @@ def test_loop_equals_a_plain_one_written_with_keras(tiny):
         np.testing.assert_allclose(mine, plain, atol=2e-5)
 
 
-@pytest.mark.parametrize("augment", ["none", "shift"])
+@pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "shift"])
 def test_same_seed_same_bits(tiny, augment):
     (first, _), (second, _) = (
         trained(tiny, config(augment=augment), attempt) for attempt in range(2)
@@ -300,6 +302,7 @@ def test_epochs_without_a_better_loss_end_it(losses, stops):
     assert not train.stopped_early(config(validation=0.1), history)
 
 
+@pytest.mark.slow
 def test_stopped_early_is_over_and_stays_over(tiny):
     """The rate is so high that it never gets better than after its first epoch."""
     more = {"validation": 0.3, "learning_rate": 3.0, "epochs": 9, "schedule": "constant"}

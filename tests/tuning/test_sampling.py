@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from scipy.stats import qmc
 
 from job.tuning import sampling
@@ -33,6 +34,7 @@ print(len(tf.config.list_logical_devices("CPU")))
 """
 
 
+@pytest.mark.slow
 def test_a_point_leaves_the_devices_to_the_training():
     ended = subprocess.run(
         [sys.executable, "-c", SETTLED], capture_output=True, text=True, check=True

@@ -80,6 +80,7 @@ def both_end(chief: subprocess.Popen, other: subprocess.Popen) -> tuple[str, str
     return errors[0], errors[1]
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_stops_all_after_saving(worker, tmp_path):
     chief, other = worker(0, "--epochs", "2000"), worker(1, "--epochs", "2000")
     until_epoch(chief)
@@ -116,6 +117,7 @@ def test_workers_that_go_on_with_a_run_stop_early_together(worker, tmp_path):
     assert best < resumed < len(losses)  # else both would have ended there without being told
 
 
+@pytest.mark.slow
 def test_a_worker_that_somebody_killed_says_so(worker):
     """As the kernel does when memory runs out: the watcher is left, and must tell."""
     chief, other = worker(0, "--epochs", "2000"), worker(1, "--epochs", "2000")
@@ -239,6 +241,7 @@ def test_a_frozen_worker_is_named_by_all_in_time(worker, victim):
     assert "showed no life for " in errors[1 - victim]
 
 
+@pytest.mark.slow
 def test_a_frozen_watcher_is_woken_by_its_worker(worker, impatient):
     """It would keep its pod until the liveness probe ends it, minutes later, and be counted."""
     chief, other = (worker(index, "--epochs", "2000", **impatient) for index in (0, 1))
@@ -545,6 +548,7 @@ def test_of_a_finished_run_no_worker_waits_for_others(worker, trained, tmp_path)
     assert told == ["started", "already_complete"]
 
 
+@pytest.mark.slow
 def test_workers_import_nothing_from_the_current_folder(foreign_folder):
     """Watchers by the script, workers by their watchers: each is a Python process of its own."""
     done = subprocess.run(
