@@ -335,8 +335,8 @@ def test_a_stopped_pod_leaves_its_verdict_on_the_volume(image: Image, pod: dict[
         init = child_named(process.pid, "dumb-init")
         assert init is not None
         os.kill(init, signal.SIGTERM)
-        process.communicate(timeout=100)
-    assert process.returncode == 143
+        _, err = process.communicate(timeout=100)
+    assert process.returncode == 143, err
     end = image.folder / "runs" / "stopped" / "attempts" / "0001-end.json"
     left = json.loads(end.read_text())
     assert (left["status"], left["code"]) == ("stopped", 143)
@@ -352,7 +352,7 @@ def test_sigterm_at_any_moment_ends_it_with_143(image: Image, seconds: float) ->
     time.sleep(seconds)
     os.kill(init, signal.SIGTERM)
     _, err = process.communicate(timeout=100)
-    assert process.returncode == 143
+    assert process.returncode == 143, err
     assert "Traceback" not in err
 
 
