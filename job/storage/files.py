@@ -153,10 +153,11 @@ class Files:
         beneath, where nobody looks for them.
         """
         for folder in path.absolute().parents:  # the deepest first: it wakes automatic mounts
+            known = folder in self._devices  # asked first: another thread may make the folder now
             try:
                 device = folder.stat().st_dev
             except _ABSENT:
-                if folder not in self._devices:
+                if not known:
                     continue
                 device = -1
             if self._devices.setdefault(folder, device) != device:

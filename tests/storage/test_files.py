@@ -761,6 +761,27 @@ def test_a_folder_that_was_written_in_is_not_made_anew(tmp_path: Path) -> None:
     storage.create(parse(str(tmp_path / "out/r1/checkpoints/2")), b"2")
 
 
+def test_a_folder_that_another_thread_makes_meanwhile_is_not_called_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That thread writes between the look for the folder and what is made of its absence."""
+    folder, stat, twins = tmp_path / "new", Path.stat, []
+
+    def absent(path: Path, **more: Any) -> os.stat_result:
+        try:
+            return stat(path, **more)
+        except FileNotFoundError:
+            if path == folder and not twins:
+                twins.append(path)
+                storage.create(parse(str(folder / "theirs")), b"1")
+            raise
+
+    monkeypatch.setattr(Path, "stat", absent)
+    storage.create(parse(str(folder / "mine")), b"2")
+    assert twins
+    assert sorted(storage.names(parse(str(folder)))) == ["mine", "theirs"]
+
+
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_another_device_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
