@@ -29,6 +29,7 @@ from job.storage import Place
 
 NAME = "index"
 MOST_ROWS = 1_000  # of a table: more are counted, not shown
+MOST_LINKED = 250  # runs, the newest: whether each has a page is a question to the store
 _GOOD = ("promoted", "unchanged")
 _ACTS = {
     "promote": "promoted",
@@ -100,6 +101,7 @@ def page_of(
         growth=parts.of("Data", lambda: _growth(found.nights)),
         nights=nights[:MOST_ROWS],
         runs=[_run(run, links) for run in runs[:MOST_ROWS]],
+        most_linked=MOST_LINKED,
         counts={
             "log": len(found.entries),
             "refused": len(refused),
@@ -111,7 +113,7 @@ def page_of(
 
 
 def _pages(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the path of its newest page of each run that is shown and has one."""
+    """Return the path of its newest page of each of the first runs that has one."""
 
     def path(run: Run) -> str | None:
         folder = RunFolder(run.place)
@@ -123,8 +125,8 @@ def _pages(runs: Sequence[Run]) -> dict[str, str]:
             return None
         return str(own).removeprefix(f"{run.place}/") if storage.exists(own) else None
 
-    shown = runs[:MOST_ROWS]
-    found = zip(shown, each(path, shown), strict=True)
+    first = runs[:MOST_LINKED]
+    found = zip(first, each(path, first), strict=True)
     return {run.run: f"{run.run}/{path}" for run, path in found if path is not None}
 
 

@@ -207,6 +207,16 @@ def test_the_same_moment_is_the_same_bytes(output):
     assert len(pages) == 1
 
 
+def test_of_many_runs_the_newest_have_links(output, monkeypatch):
+    monkeypatch.setattr(history_page, "MOST_LINKED", 2)
+    for run in ("a", "b", "c"):
+        fake_runs.complete(output, run)
+        storage.create(RunFolder(output / run).report, b"a page")
+    page = draw(output)
+    assert set(links(page)) == {"a/report.html", "b/report.html"}  # of one time, by their names
+    assert "the newest 2 have links" in page.words
+
+
 def test_a_torn_log_is_told_in_the_page(output):
     fake_runs.complete(output, "a")
     storage.create(output / "champion/000001.json", json.dumps({"champion": 3}).encode())
