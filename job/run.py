@@ -307,10 +307,19 @@ def leaving_a_verdict(attempt: Attempt, progress: Progress, *, report: bool) -> 
                 reason = "no answer in time" if late else str(lost) or repr(lost)
                 progress.event("end_not_recorded", reason=reason)
             if report:
-                from job.report import runs  # noqa: PLC0415
-
-                runs.leave_of_attempt(attempt.folder, attempt.number, until, progress)
+                _leave_page(attempt, until, progress)
         raise
+
+
+def _leave_page(attempt: Attempt, until: float, progress: Progress) -> None:
+    """Leave the page of an attempt that ends, whose exit code nothing in here may change."""
+    try:
+        from job.report import runs  # noqa: PLC0415
+
+        runs.leave_of_attempt(attempt.folder, attempt.number, until, progress)
+    except Exception as lost:  # noqa: BLE001  such as what can't be imported
+        page = attempt.folder.attempt_page(attempt.number)
+        progress.event("report_not_written", page=str(page), reason=repr(lost))
 
 
 def _leave_halted(attempt: Attempt, epochs: int) -> None:

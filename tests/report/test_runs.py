@@ -308,3 +308,18 @@ def test_places_are_those_of_the_folder():
     assert str(folder.report) == "s3://bucket/k/r/report.html"
     assert str(folder.attempt_page(3)) == "s3://bucket/k/r/attempts/0003.html"
     assert Path(folder.attempts.key).name == "attempts"
+
+
+def test_a_page_that_cannot_even_be_begun_changes_no_ending(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "job.report.runs", None)
+    monkeypatch.delattr("job.report.runs", raising=False)
+    attempt = Attempt(begun(tmp_path / "r"), 1, {})
+    log = io.StringIO()
+    with (
+        pytest.raises(StoppedError),
+        leaving_a_verdict(attempt, Progress("json", log), report=True),
+    ):
+        raise StoppedError("stopped by SIGTERM")
+    [told] = map(json.loads, log.getvalue().splitlines())
+    assert told["event"] == "report_not_written"
+    assert told["page"].endswith("attempts/0001.html")
