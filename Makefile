@@ -35,7 +35,7 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## Run the tests
 	@$(TESTS) -m 'not slow and not checks and not mlflow and not web' $(ARGS)
 
-test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (10 minutes)
+test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (15 minutes)
 	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py $(ARGS)
 
 test-mlflow: $(READY) $(MLFLOW) ## Log runs to a real MLflow server (a minute)
