@@ -21,7 +21,7 @@ from job.errors import ConflictError, DataError, JobError, StoppedError, Tempora
 from job.process import memory, runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
-from job.report import openmetrics, tensorboard
+from job.report import openmetrics, runs, tensorboard
 from job.results import metrics, provenance, publishing
 from job.results.predictions import Predictions
 from job.results.publishing import RunFolder
@@ -192,8 +192,6 @@ def complete_already(
     dataset = _compare_data(document, config, dataset, progress)
     openmetrics.write(folder.exposition, openmetrics.of_run(document), progress)
     if config.report:
-        from job.report import runs  # noqa: PLC0415
-
         runs.leave(folder, document, dataset, progress)
     Checkpoints(folder.checkpoints, config.checkpoint_seconds, progress).tidy()
     progress.event("already_complete", **metrics.summary(str(folder.place), document))
@@ -281,8 +279,6 @@ def show(
     if config.tensorboard:
         tensorboard.add_scores(folder, document, dataset.x_test, progress)
     if config.report:
-        from job.report import runs  # noqa: PLC0415  no training waits for what draws
-
         runs.leave(folder, document, dataset, progress, files=files)
 
 
@@ -307,19 +303,8 @@ def leaving_a_verdict(attempt: Attempt, progress: Progress, *, report: bool) -> 
                 reason = "no answer in time" if late else str(lost) or repr(lost)
                 progress.event("end_not_recorded", reason=reason)
             if report:
-                _leave_page(attempt, until, progress)
+                runs.leave_of_attempt(attempt.folder, attempt.number, until, progress)
         raise
-
-
-def _leave_page(attempt: Attempt, until: float, progress: Progress) -> None:
-    """Leave the page of an attempt that ends, whose exit code nothing in here may change."""
-    try:
-        from job.report import runs  # noqa: PLC0415
-
-        runs.leave_of_attempt(attempt.folder, attempt.number, until, progress)
-    except Exception as lost:  # noqa: BLE001  such as what can't be imported
-        page = attempt.folder.attempt_page(attempt.number)
-        progress.event("report_not_written", page=str(page), reason=repr(lost))
 
 
 def _leave_halted(attempt: Attempt, epochs: int) -> None:

@@ -21,13 +21,13 @@ from job.process.progress import Progress
 from job.report import figures, page
 from job.report.figures import Moment, Reign
 from job.report.nights import VERDICTS
-from job.report.origins import moment
+from job.report.origins import dictionary, moment
 from job.report.page import Parts, count, digits_of, percent, render, seconds
 from job.results.publishing import RunFolder
 from job.results.statistics import wilson_interval
 from job.storage import Place
 
-NAME = "index"
+NAME = "index.html"
 MOST_ROWS = 1_000  # of a table: more are counted, not shown
 MOST_LINKED = 250  # runs, the newest: whether each has a page is a question to the store
 _GOOD = ("promoted", "unchanged")
@@ -67,7 +67,7 @@ def draw(output: Place, to: Place | None, progress: Progress, now: datetime) -> 
         raise MissingInputError(
             f"no run and no night lies below {output}: check the path, or train one"
         )
-    place = to or output / f"{NAME}.html"
+    place = to or output / NAME
     replaced = page.save(place, page_of(output, found, runs, _pages(runs), now))
     return f"written to {place}" + (", in place of an older page" if replaced else "")
 
@@ -96,7 +96,7 @@ def page_of(
         held=newest.held if newest else None,
         facts=_facts(found, runs, now),
         champions=parts.of("Champions over time", lambda: _drawn(found, now)),
-        log=[_entry(entry, links) for entry in found.entries[: -MOST_ROWS - 1 : -1]],
+        log=parts.of("Log of champions", lambda: _log(found.entries, links)) or [],
         refused=refused[:MOST_ROWS],
         growth=parts.of("Data", lambda: _growth(found.nights)),
         nights=nights[:MOST_ROWS],
@@ -176,7 +176,10 @@ def _drawn(found: History, now: datetime) -> str | None:
     others = [
         (night.ended, night.correct / night.examples)
         for night in found.nights
-        if night.verdict != "promoted" and night.correct is not None and night.examples
+        if night.verdict != "promoted"
+        and night.correct is not None
+        and night.examples
+        and night.correct <= night.examples
     ]
     label = (
         f"Accuracy over time of {len(champions)} champion{'s' if champions[1:] else ''}, the first "
@@ -200,8 +203,12 @@ def _growth(nights: Sequence[Night]) -> str | None:
     return figures.growth("growth", "Images", of, label)
 
 
+def _log(entries: Sequence[Entry], links: dict[str, str]) -> list[Row]:
+    return [_entry(entry, links) for entry in entries[: -MOST_ROWS - 1 : -1]]
+
+
 def _entry(entry: Entry, links: dict[str, str]) -> Row:
-    model, who = entry.champion, entry.who
+    model, who = entry.champion, dictionary(entry.who)
     person = who.get("job") or who.get("machine") or "a person"
     by = f"night {entry.night}" if entry.night else str(person)
     return {

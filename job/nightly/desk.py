@@ -18,6 +18,7 @@ from job.nightly.records import SCHEMA_VERSION, Records
 from job.process import verdict
 from job.process.progress import Progress
 from job.report import openmetrics
+from job.report.page import only_a_warning
 from job.results import publishing
 from job.results.provenance import code_version
 from job.results.publishing import RunFolder
@@ -161,10 +162,11 @@ class Desk:
         place = self.records.exposition(self.plan.night)
         openmetrics.write(place, openmetrics.of_night(record), self.progress)
         if self.config.report:
-            from job.report import nights  # noqa: PLC0415  no night waits for what draws
-
             page = self.records.page(self.plan.night)
-            nights.leave(page, self.output, record, dataset, self.progress)
+            with only_a_warning(page, self.progress):
+                from job.report import nights  # noqa: PLC0415  no night waits for what draws
+
+                nights.leave(page, self.output, record, dataset, self.progress)
 
     def close_as_promoted(self, mine: Entry) -> dict[str, Any]:
         """Close a night that has promoted, was killed, and was begun again on other things.

@@ -1,7 +1,8 @@
 """Pages of runs, left where they belong: beside what was published, or beside the attempt.
 
-A run is published whatever becomes of its page: what goes wrong here is one warning, and
-`mnist-job report` makes the page later.
+A run is published, and an attempt ends with its own code, whatever becomes of the page: what goes
+wrong here is one warning, and `mnist-job report` makes the page later. So what draws is imported
+inside of that, and no training waits for it.
 """
 
 import time
@@ -12,7 +13,6 @@ from job import storage
 from job.data.source import Dataset
 from job.process import runtime
 from job.process.progress import Progress
-from job.report import complete, material, unfinished
 from job.report.page import only_a_warning, place_it
 from job.results import publishing
 from job.results.publishing import RunFolder
@@ -35,6 +35,8 @@ def draw(place: Place, data: Place | None, to: Place | None) -> str:
         ConflictError: something else lies where the page is to go.
         JobError: what lies there can't be seen, or the page can't be written.
     """
+    from job.report import complete, material, unfinished  # noqa: PLC0415
+
     folder = RunFolder(place)
     if storage.exists(folder.metrics):
         metrics = publishing.read_json(folder.metrics)
@@ -62,6 +64,8 @@ def leave(
         files: what the run has published, by a process that published it just now.
     """
     with only_a_warning(folder.report, progress):
+        from job.report import complete, material  # noqa: PLC0415
+
         watch = runtime.Stopwatch()
         if files is None and storage.exists(folder.report):
             return
@@ -81,6 +85,8 @@ def leave_of_attempt(folder: RunFolder, number: int, until: float, progress: Pro
     """
     place = folder.attempt_page(number)
     with only_a_warning(place, progress):
+        from job.report import material, unfinished  # noqa: PLC0415
+
         watch = runtime.Stopwatch()
         # Stores are waited for aside. The drawing is not: a thread that draws while Python ends
         # could abort the process, and with it the exit code.

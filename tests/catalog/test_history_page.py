@@ -217,6 +217,19 @@ def test_of_many_runs_the_newest_have_links(output, monkeypatch):
     assert "the newest 2 have links" in page.words
 
 
+@pytest.mark.parametrize(
+    "odd", [{"who": ["x"]}, {"why": None}, {"time": "0001-01-01T00:00:00+14:00"}, {"held": [3]}]
+)
+def test_an_entry_with_anything_odd_in_it_ends_nothing(output, odd):
+    promote(output, "a", 9_700)
+    fake_runs.complete(output, "a")
+    entry = Path(str(output / "champion/000001.json"))
+    entry.write_text(json.dumps(json.loads(entry.read_text()) | odd))
+    page = draw(output)
+    assert "runs" in page.headings
+    assert "97.00 %" in page.words
+
+
 def test_a_torn_log_is_told_in_the_page(output):
     fake_runs.complete(output, "a")
     storage.create(output / "champion/000001.json", json.dumps({"champion": 3}).encode())

@@ -295,7 +295,9 @@ def test_a_page_is_made_without_tensorflow(tmp_path, data):
 def test_what_draws_is_loaded_by_who_draws():
     program = (
         "import sys, job.run, job.ensemble, job.looks, job.nightly.night; "
-        "print(*{'matplotlib', 'jinja2', 'job.report.runs'} & set(sys.modules))"
+        "rooms = 'complete', 'material', 'unfinished', 'nights'; "
+        "drawing = {'matplotlib', 'jinja2', *(f'job.report.{room}' for room in rooms)}; "
+        "print(*drawing & set(sys.modules))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
@@ -311,8 +313,8 @@ def test_places_are_those_of_the_folder():
 
 
 def test_a_page_that_cannot_even_be_begun_changes_no_ending(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "job.report.runs", None)
-    monkeypatch.delattr("job.report.runs", raising=False)
+    monkeypatch.setitem(sys.modules, "job.report.unfinished", None)
+    monkeypatch.delattr("job.report.unfinished", raising=False)
     attempt = Attempt(begun(tmp_path / "r"), 1, {})
     log = io.StringIO()
     with (
