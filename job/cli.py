@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from job import __version__, console, flags, looks, nights, storage, tunes
+from job import __version__, storage
+from job.commands import console, flags, looks, nights, tunes
+from job.commands.console import HURRY_SECONDS
 from job.config import RunConfig, fresh_run_id, parse_data
-from job.console import HURRY_SECONDS
 from job.errors import (
     ClusterError,
     CredentialsError,
@@ -313,7 +314,7 @@ def _champion_of_a_run(begun: dict[str, Any], output: str) -> str:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def drill(context: typer.Context) -> None:
     """Prove that a stopped training resumes to the bit, with any flags of train."""
-    from job import drill as proof  # noqa: PLC0415
+    from job.commands import drill as proof  # noqa: PLC0415
 
     proof.drill(context.args, console.say)
 

@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parent.parent
 LONG_FILES = (
     "workers/test_supervision.py",
     "training/test_resume.py",
-    "test_drill.py",
+    "commands/test_drill.py",
     "training/test_replicas.py",
     "storage/test_rehearsal.py",
     "test_scripts.py",

@@ -14,7 +14,8 @@ import pytest
 import typer
 from conftest import REPOSITORY
 
-from job import cli, errors, flags
+from job import cli, errors
+from job.commands import flags
 from job.process import verdict
 
 README = REPOSITORY / "README.md"

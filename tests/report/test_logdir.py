@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from job import looks, storage
+from job import storage
+from job.commands import looks
 from job.errors import MissingInputError, OutputError, UsageError
 from job.report import logdir
 from job.storage import Place, parse

@@ -227,7 +227,9 @@ def test_a_secret_that_is_left_out_is_one_warning(train, tmp_path):
 
 
 def test_a_drill_tells_nobody(command, monkeypatch):
-    monkeypatch.setattr("job.drill.subprocess.Popen", lambda *_, env, **__: seen.update(env))
+    monkeypatch.setattr(
+        "job.commands.drill.subprocess.Popen", lambda *_, env, **__: seen.update(env)
+    )
     seen: dict[str, str] = {}
     monkeypatch.setenv("MNIST_JOB_PUSHGATEWAY", "https://x.example")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://x.example")

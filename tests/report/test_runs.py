@@ -294,7 +294,7 @@ def test_a_page_is_made_without_tensorflow(tmp_path, data):
 
 def test_what_draws_is_loaded_by_who_draws():
     program = (
-        "import sys, job.run, job.ensemble, job.looks, job.nightly.night; "
+        "import sys, job.run, job.ensemble, job.commands.looks, job.nightly.night; "
         "rooms = 'complete', 'material', 'unfinished', 'nights'; "
         "drawing = {'matplotlib', 'jinja2', *(f'job.report.{room}' for room in rooms)}; "
         "print(*drawing & set(sys.modules))"

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from samples import NIGHT, RUN
 from test_mlflow import DOCUMENT, Fake
 
-from job import console, storage
+from job import storage
+from job.commands import console
 from job.errors import OutputError, StoppedError
 from job.process.progress import Progress
 from job.report.watchers import Watchers

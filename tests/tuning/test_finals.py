@@ -9,7 +9,8 @@ import typer
 from scipy import stats
 from studies import make_study, run, scored, stand_in
 
-from job import cli, tunes
+from job import cli
+from job.commands import tunes
 from job.config import RunConfig
 from job.errors import MissingInputError, UsageError
 from job.process.preemption import Preemption

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from job import console, flags, storage
+from job import storage
+from job.commands import console, flags
 from job.config import RunConfig, parse_data, parse_duration
 from job.errors import MissingInputError, TemporaryError, UsageError
 from job.process import preemption as signals

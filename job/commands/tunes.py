@@ -6,7 +6,8 @@ from typing import Any
 
 import typer
 
-from job import __version__, console, flags, storage
+from job import __version__, storage
+from job.commands import console, flags
 from job.config import PRESETS, RunConfig
 from job.errors import ClusterError, ConflictError, DataError, MissingInputError, UsageError
 from job.process import verdict

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from job import __version__, console, flags, storage
+from job import __version__, storage
+from job.commands import console, flags
 from job.config import DataSource, RunConfig, check_run_id, fresh_run_id, parse_data, parse_duration
 from job.errors import (
     ConflictError,

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from job import drill
+from job.commands import drill
 from job.errors import JobError
 
 BROKEN = """

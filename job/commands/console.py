@@ -3,7 +3,8 @@
 import os
 import sys
 
-from job import flags, storage
+from job import storage
+from job.commands import flags
 from job.errors import OutputError
 from job.process import preemption as signals
 from job.process import verdict
