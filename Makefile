@@ -7,12 +7,13 @@ BIN := .venv/bin
 READY := .venv/.ready-$(EXTRA)
 CHECKS := .venv-checks/.ready
 MLFLOW := .venv-mlflow/.ready
+BACKENDS := .venv-backends/.ready
 BASE ?= python:3.12-slim
 CA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-mlflow test-web check format seeds accuracy ablation bench workers chaos \
-	chaos-nights chaos-storage chaos-tune image image-test image-sizes mutants gate picture lock lock-peers \
+.PHONY: help setup train test test-slow test-mlflow test-backends test-web check format seeds accuracy \
+	ablation bench workers chaos chaos-nights chaos-storage chaos-tune image image-test image-sizes mutants gate picture lock lock-peers \
 	clean
 .DELETE_ON_ERROR:
 
@@ -33,7 +34,7 @@ train: $(READY) ## Train the reference model on MNIST and publish it in runs/
 TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 test: $(READY) ## Run the tests
-	@$(TESTS) -m 'not slow and not checks and not mlflow and not web' $(ARGS)
+	@$(TESTS) -m 'not slow and not checks and not mlflow and not backends and not web' $(ARGS)
 
 test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (15 minutes)
 	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py $(ARGS)
@@ -46,6 +47,21 @@ $(MLFLOW): scripts/mlflow.lock | $(READY)
 	@rm -rf .venv-mlflow && $(BIN)/python -m venv --without-pip .venv-mlflow
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python .venv-mlflow/bin/python \
 		--require-hashes --requirements scripts/mlflow.lock
+	@touch $@
+
+test-backends: $(READY) $(BACKENDS) ## Open published runs with Keras on JAX and PyTorch (half a minute)
+	@$(BIN)/python -m pytest -q -m backends tests/results/test_backends.py $(ARGS)
+
+# PyTorch's build for the CPU isn't everywhere to be had; its tests are skipped where it is not.
+$(BACKENDS): scripts/backends.lock scripts/bench/peers/torch.txt | $(READY)
+	@echo 'setting up .venv-backends: a minute the first time'
+	@rm -rf .venv-backends && $(BIN)/python -m venv --without-pip .venv-backends
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip install --quiet --python .venv-backends/bin/python \
+		--require-hashes --requirements scripts/backends.lock
+	@export UV_SYSTEM_CERTS=1 UV_FIND_LINKS="$${UV_FIND_LINKS-$$(echo $$PIP_FIND_LINKS | tr ' ' ,)}"; \
+		install() { $(BIN)/uv pip install --quiet --python .venv-backends/bin/python \
+			--require-hashes --requirements scripts/bench/peers/torch.txt "$$@"; }; \
+		install 2>/dev/null || install --torch-backend cpu || echo 'PYTORCH IS NOT TRIED HERE'
 	@touch $@
 
 test-web: $(READY) ## Open the reports in a real browser, and keep what it shows (2 minutes; look at it)
@@ -133,6 +149,9 @@ lock: ## Resolve the dependencies anew into requirements.lock
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 		--generate-hashes --no-emit-index-url --group mlflow \
 		--custom-compile-command 'make lock' --output-file scripts/mlflow.lock
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+		--generate-hashes --no-emit-index-url --group backends \
+		--custom-compile-command 'make lock' --output-file scripts/backends.lock
 
 # Where builds of PyTorch without CUDA are: its own index, or TORCH_FROM="--find-links FOLDER".
 TORCH_FROM ?= --torch-backend cpu
@@ -145,5 +164,5 @@ lock-peers: $(READY) ## Resolve the libraries that `make bench` compares with an
 		$(PEER) --python-platform linux $(TORCH_FROM) --output-file torch.txt torch.in
 
 clean: ## Remove the environment and all caches, but no run
-	@rm -rf .venv .venv-checks .venv-mlflow .prometheus .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-checks .venv-mlflow .venv-backends .prometheus .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find job tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -15,7 +15,7 @@ PIXEL_SCALE = 1 / 255  # models see pixels as float32 from 0 to 1
 SMALLEST_UNPADDED = 18  # pixels, of which two poolings and three convolutions leave one
 
 Form = Literal["published", "convolutions", "matrices"]
-"""`published`: of Keras' own layers only, as who opens a file without this job needs them. To be
+"""`published`: of Keras' own layers only, which any backend of Keras opens without this job. To be
 trained, by replicas as by one device (`layers`): with `convolutions`, the fastest on a GPU, or as
 products of `matrices`, the fastest on a CPU (`convolution`)."""
 
@@ -152,7 +152,12 @@ class _Layers:
         # Keras' 0.99 forgets its start only after hundreds of steps: too late for short runs. No
         # scale: it would be one more pass, and the layer after it has its own.
         return self._kinds.BatchNormalization(
-            momentum=0.95, scale=False, synchronized=True, name=name, dtype=self._precision
+            momentum=0.95,
+            scale=False,
+            # Keras on JAX and PyTorch refuses a layer that is to do this, even if only loaded.
+            synchronized=self._form != "published",
+            name=name,
+            dtype=self._precision,
         )
 
     def plain(self, kind: type[keras.layers.Layer], name: str, **more: Any) -> keras.layers.Layer:

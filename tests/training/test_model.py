@@ -78,3 +78,13 @@ def test_published_model_is_made_of_keras_own_layers():
     assert {name.split(".")[0] for name in modules} == {"keras"}
     pixels = np.random.default_rng(0).random((5, 28, 28), np.float32)
     np.testing.assert_allclose(published(pixels), keras.ops.softmax(net(pixels)), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["convolutions", "matrices"])
+def test_only_what_is_trained_is_synchronized(form):
+    """Keras on other backends refuses a synchronized layer; replicas need one."""
+    trained = model.build("cnn-wide", (28, 28), 10, form=form)
+    kind = keras.layers.BatchNormalization
+    for net, wanted in [(trained, True), (model.in_float32(trained), False)]:
+        synchronized = [each.synchronized for each in net.layers if isinstance(each, kind)]
+        assert synchronized == [wanted] * 4
