@@ -25,6 +25,7 @@ Augmentation = Literal["none", "shift", "affine"]
 Strategy = Literal["auto", "cpu", "gpu", "mirrored", "multiworker"]
 Precision = Literal["float32", "mixed_bfloat16"]
 Exchange = Literal["float32", "bfloat16"]
+Export = Literal["savedmodel"]
 
 MOST_MEMBERS = 50  # of an ensemble: HDF5 has no room for the names of many more layers
 STRENGTH = 0.8  # of affine augmentation, where none is given: the best for mlp
@@ -54,6 +55,7 @@ _SINCE = {
     "init_weights": None,
     "exchange": "float32",
     "ensemble": None,
+    "export": None,
 }
 
 
@@ -138,6 +140,8 @@ class RunConfig:
     """How replicas send each other gradients: as `bfloat16` they are half as long, and rounded."""
     ensemble: int | None = None
     """Nets that are trained, each a run of its own, and published as one; None to train one."""
+    export: Export | None = None
+    """Also publish the model as TensorFlow Serving takes it; None to publish no such files."""
     place: Place = field(init=False, repr=False)
     """Folder that the run is published in."""
     source: DataSource = field(init=False, repr=False)
@@ -187,6 +191,8 @@ class RunConfig:
             parse(self.init_weights, "--init-weights")
         if self.ensemble is not None:
             self._check_ensemble(self.ensemble)
+        if self.export is not None:
+            _check_choice("--export", self.export, Export)
         if self.augment == "affine":
             strength = STRENGTH if self.augment_strength is None else self.augment_strength
             _check_real("--augment-strength", strength, "from 0 to 3", 0, 3)
@@ -203,7 +209,7 @@ class RunConfig:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields that decide the trained weights, by name."""
+        """The fields that decide the trained weights, and which files are published, by name."""
         fields = {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
         return {
             name: value
@@ -222,6 +228,7 @@ class RunConfig:
         return replace(
             self,
             ensemble=None,
+            export=None,  # it is the ensemble that is served
             run_id=f"{self.run_id}-{number}",
             seed=self.seed + number - 1,
         )

@@ -109,7 +109,7 @@ def train_ensemble(
         runtime.limit_threads(threads)
         with preemption.deferred():
             net, devices = _join(config, files_of_members, dataset)
-            scores, files = score(net, dataset, folder, preemption, progress)
+            scores, files = score(net, dataset, config, preemption, progress)
         evaluate_seconds = watch.lap()
         artifacts = folder.publish(files)
         progress.beat()

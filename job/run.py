@@ -135,7 +135,7 @@ def train_run(
         watch.lap()  # the training has timed itself
         with preemption.deferred():
             plain = model.in_float32(net)
-            scores, files = score(plain, dataset, folder, preemption, progress)
+            scores, files = score(plain, dataset, config, preemption, progress)
         evaluate_seconds = watch.lap()
         progress.beat()
         artifacts = folder.publish(files)
@@ -440,7 +440,7 @@ def _made_by(attempt: Attempt, in_force: dict[str, Any], start: State, progress:
 def score(
     plain: "keras.Model",
     dataset: Dataset,
-    folder: RunFolder,
+    config: RunConfig,
     preemption: Preemption,
     progress: Progress,
 ) -> tuple[Scores, dict[Place, bytes]]:
@@ -448,6 +448,7 @@ def score(
 
     Raises:
         StoppedError, KeyboardInterrupt: asked to stop, between two batches.
+        JobError: what is to be served gives other probabilities.
     """
 
     def look_up() -> None:
@@ -461,8 +462,26 @@ def score(
     logits = evaluation.predict_logits(plain, dataset.x_test, look_up)
     predictions = Predictions(logits.astype(np.float32), dataset.y_test)
     final = model.with_probabilities(plain)
-    return scored(logits, dataset.y_test), {
+    folder = RunFolder(config.place)
+    files = {
         folder.weights: weights.to_hdf5(final),
         folder.archive: weights.to_keras_archive(final),
         folder.predictions: predictions.to_bytes(),
     }
+    if config.export is not None:
+        progress.beat()
+        files |= _served(final, dataset, folder, predictions)
+    return scored(logits, dataset.y_test), files
+
+
+def _served(
+    final: "keras.Model", dataset: Dataset, folder: RunFolder, predictions: Predictions
+) -> dict[Place, bytes]:
+    """Return the files that TensorFlow Serving takes, having loaded them as it does."""
+    from job.results import serving  # noqa: PLC0415
+    from job.training.model import PIXEL_SCALE  # noqa: PLC0415
+
+    files = serving.to_saved_model(final)
+    images = dataset.x_test[: serving.CHECKED].astype(np.float32)
+    serving.check(files, images * PIXEL_SCALE, predictions.probabilities[: serving.CHECKED])
+    return {folder.place / f"{serving.FOLDER}/{path}": data for path, data in files.items()}

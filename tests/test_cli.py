@@ -25,13 +25,13 @@ TRAIN_FLAGS = [
     "data", "base", "output", "run-id", "model", "epochs", "batch-size", "learning-rate",
     "preset", "schedule", "seed", "weight-decay", "label-smoothing", "augment", "augment-strength",
     "dropout", "validation", "validation-seed", "early-stopping", "init-weights", "ensemble",
-    "strategy", "require-gpu",
+    "export", "strategy", "require-gpu",
     "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "no-report", "log",
     "quiet", "storage-timeout", "anonymous", "termination-log", "liveness-file",
     "tensorboard", "pushgateway",
 ]  # fmt: skip
 OF_SEVERAL = {"peer-timeout", "exchange", "ensemble"}
-OF_PUBLISHED = {"no-report", "tensorboard", "pushgateway"}
+OF_PUBLISHED = {"no-report", "export", "tensorboard", "pushgateway"}
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
 STORAGE_FLAGS = ["output", "storage-timeout", "anonymous"]
 FLAGS = {

@@ -60,6 +60,7 @@ OTHER: dict[str, Any] = {
     "init_weights": "model_weights.h5",
     "exchange": "bfloat16",
     "ensemble": 3,
+    "export": "savedmodel",
     "tensorboard": True,
     "report": True,
 }
@@ -94,6 +95,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("early_stopping", value) for value in (0, -1, 10_001, 1.0, True, "3")],
     *[("augment_strength", value) for value in (-1e-9, 3.1, math.nan, math.inf)],
     *[("augment", value) for value in ("", "flip", "True", None, True, False)],
+    *[("export", value) for value in ("", "SavedModel", "onnx", True)],
     *[("ensemble", value) for value in (-1, 0, 1, 51, 2.0, True, "2")],
 ]
 WRONG_TYPE_OF_REAL: list[tuple[str, Any]] = [
@@ -255,6 +257,7 @@ def test_identity_is_everything_but_place_and_device() -> None:
         "init_weights",
         "exchange",
         "ensemble",
+        "export",
         *WITH,
     }  # where they are given
     assert set(CONFIG.identity) == set(FIELDS) - NOT_IDENTITY - later

@@ -183,6 +183,14 @@ Ensemble = Annotated[
         "Train so many nets, each a run of its own with the next seed, and publish them as one.",
     ),
 ]
+Export = Annotated[
+    config.Export | None,
+    _flag(
+        "export",
+        "'savedmodel': also publish the model in serving/1/, as TensorFlow Serving takes it. "
+        "[default: none]",
+    ),
+]
 Strategy = Annotated[
     config.Strategy,
     _flag("strategy", "'auto' takes all workers there are, else all GPUs, else the CPU."),

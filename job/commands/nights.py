@@ -68,6 +68,7 @@ def retrain(
     validation_seed: flags.ValidationSeed = RunConfig.validation_seed,
     early_stopping: flags.EarlyStopping = RunConfig.early_stopping,
     init_weights: flags.InitWeights = RunConfig.init_weights,
+    export: flags.Export = RunConfig.export,
     strategy: flags.Strategy = RunConfig.strategy,
     require_gpu: flags.RequireGpu = RunConfig.require_gpu,
     precision: flags.Precision = RunConfig.precision,
@@ -104,6 +105,7 @@ def retrain(
         run_id="night",  # until code, config and data have named the run
         **training,
         init_weights=init_weights,
+        export=export,
         strategy=strategy,
         require_gpu=require_gpu,
         precision=precision,

@@ -56,6 +56,12 @@ class Contender:
         """Return the model as a Keras archive."""
         return storage.read(self.folder.archive, MAX_WEIGHTS_BYTES)
 
+    def serving(self) -> dict[str, bytes]:
+        """Return the files for TensorFlow Serving, by their path; none where there are none."""
+        named = [str(each["path"]) for each in self.metrics.get("artifacts", ())]
+        paths = [path for path in named if path.startswith(publishing.SERVING)]
+        return {path: storage.read(self.folder.place / path, MAX_WEIGHTS_BYTES) for path in paths}
+
     def probabilities(
         self, images: npt.NDArray[np.uint8], beat: Callable[[], None] = lambda: None
     ) -> npt.NDArray[np.float64]:

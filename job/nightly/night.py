@@ -220,9 +220,10 @@ def _against(
     broken = servable.check(
         *(contender.archive(), contender.weights, judged.images, judged.probabilities),
         desk.progress.beat,
+        contender.serving(),
     )
     if broken is not None:
-        what = "plain Keras does not get from the published files what was recorded"
+        what = "a stranger does not get from the published files what was recorded"
         return "refused", f"{what}: {broken}"
     return None
 

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ _ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "TF_NUM_INTRAOP_THREADS")
 
 JUDGE = """
 def judge(tolerance):
+    import os
+
     import keras
     import numpy as np
 
@@ -48,9 +51,17 @@ def judge(tolerance):
         fresh.load_weights(where)
         if wrong := difference(fresh):
             return f"{where} {wrong}"
+        where = "serving/1"
+        if os.path.isdir(where):
+            import tensorflow
+
+            served = tensorflow.saved_model.load(where).signatures["serving_default"]
+            if wrong := difference(lambda pixels, training: served(pixels=pixels)["probabilities"]):
+                return f"{where} {wrong}"
     except Exception as error:
         last = str(error).strip().splitlines()[-1:] or [""]  # the cause, after pages of config
-        return f"{where} can't be opened by plain Keras: {type(error).__name__}: {last[0]}"
+        plain = "TensorFlow" if where == "serving/1" else "Keras"
+        return f"{where} can't be opened by plain {plain}: {type(error).__name__}: {last[0]}"
 """
 
 _SAY = """
@@ -73,11 +84,12 @@ def check(
     images: npt.NDArray[np.uint8],
     probabilities: npt.NDArray[np.floating],
     beat: Callable[[], None] = lambda: None,
+    serving: Mapping[str, bytes] = MappingProxyType({}),
 ) -> str | None:
     """Return why a stranger could not use a published model, or None where one could.
 
     A fresh Python, isolated and with nothing of the job, opens both files with plain Keras on the
-    processor, and must get the same probabilities.
+    processor, and what is to be served with plain TensorFlow, and must get the same probabilities.
 
     Args:
         archive: bytes of `model.keras`, which is opened in Keras' safe mode.
@@ -85,6 +97,8 @@ def check(
         images: uint8, shape (n, *image_shape).
         probabilities: what the job computed for them, float, shape (n, classes).
         beat: called every second, as a sign of life.
+        serving: files below `serving/`, by their path in the run's folder; none where the run
+            published none.
 
     Raises:
         TemporaryError: the process was killed or took too long, which says nothing of the model.
@@ -93,7 +107,7 @@ def check(
     with contextlib.ExitStack() as stack:
         try:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mnist-job-")))
-            lay_out(folder, archive, weights, images, probabilities)
+            lay_out(folder, archive, weights, images, probabilities, serving)
         except OSError as error:
             raise OutputError(
                 f"the published files can't be laid out for a clean process ({error}): give the "
@@ -119,6 +133,7 @@ def lay_out(
     weights: bytes,
     images: npt.NDArray[np.uint8],
     probabilities: npt.NDArray[np.floating],
+    serving: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write into `folder` what the clean process reads.
 
@@ -127,6 +142,9 @@ def lay_out(
     """
     (folder / "model.keras").write_bytes(archive)
     (folder / "model_weights.h5").write_bytes(weights)
+    for path, content in serving.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
     np.save(folder / "images.npy", images)
     np.save(folder / "probabilities.npy", probabilities)
 

@@ -9,6 +9,7 @@ with it.
     <run>/init_weights.json     which weights it began with, if they were given
     <run>/checkpoints/          see job/training/checkpoint.py
     <run>/model_weights.h5, model.keras, predictions.safetensors
+    <run>/serving/1/            the model for TensorFlow Serving, if asked for: see serving.py
     <run>/metrics.json
     <run>/metrics.prom          made of metrics.json, which names it not: see job/report/
     <run>/tensorboard/          event files, if they were asked for: see job/report/tensorboard.py
@@ -32,6 +33,7 @@ MAX_WEIGHTS_BYTES = 1024 * storage.MEBIBYTE
 MAX_JSON_BYTES = 64 * storage.MEBIBYTE  # a confusion matrix of 1,000 classes has 8 MiB
 METRICS = "metrics.json"  # in the folder of a run, beside all that it names
 WEIGHTS, PREDICTIONS = "model_weights.h5", "predictions.safetensors"
+SERVING = "serving/"  # the folder of what TensorFlow Serving takes, if it was asked for
 PRUNED = "pruned.json"  # there while `prune` takes the run away
 _MAX_ATTEMPTS = 9_999
 _MAX_RECORDS = 100
@@ -268,7 +270,11 @@ class RunFolder:
         """
         for place, data in files.items():
             storage.create(place, data)
-        return tuple(describe(place.name, data) for place, data in files.items())
+        return tuple(describe(self._path(place), data) for place, data in files.items())
+
+    def _path(self, place: Place) -> str:
+        """Return the path of a place in this folder, relative to it."""
+        return place.key.removeprefix((self.place / "").key)
 
     def complete(self, config: RunConfig, document: dict[str, Any]) -> dict[str, Any]:
         """Write `metrics.json`, which makes the run complete, and return what it now says.

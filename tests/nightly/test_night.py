@@ -373,11 +373,22 @@ def test_what_people_decide_is_heeded(promoted, night, command, data, tmp_path, 
 
 
 def test_a_model_that_plain_keras_cannot_use_is_not_promoted(night, monkeypatch, tmp_path):
-    monkeypatch.setattr("job.nightly.servable.check", lambda *_, **__: "it gives other numbers")
-    _, record = night("first")
+    given = []
+
+    def check(*words):
+        given.extend(words)
+        return "it gives other numbers"
+
+    monkeypatch.setattr("job.nightly.servable.check", check)
+    _, record = night("first", "--export", "savedmodel")
     assert record["verdict"] == "refused"
     assert "it gives other numbers" in record["why"]
     assert not (tmp_path / "runs/champion").exists()
+    serving = tmp_path / "runs" / record["run"] / "serving"
+    published = [path for path in serving.rglob("*") if path.is_file()]
+    found = {str(path.relative_to(serving.parent)): path.read_bytes() for path in published}
+    assert len(found) == 4
+    assert given[-1] == found
 
 
 def test_a_stale_champion_is_called_stale(promoted, night):

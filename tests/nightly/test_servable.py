@@ -4,7 +4,7 @@ import io
 import signal
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import h5py
@@ -14,7 +14,7 @@ import pytest
 
 from job.errors import OutputError, TemporaryError
 from job.nightly import servable
-from job.results import evaluation, weights
+from job.results import evaluation, serving, weights
 from job.results.scores import log_softmax
 from job.training import layers, model
 
@@ -25,9 +25,11 @@ class Published:
     weights: bytes
     images: np.ndarray
     probabilities: np.ndarray
+    serving: dict[str, bytes] = field(default_factory=dict)
 
     def check(self, **more):
-        return servable.check(self.archive, self.weights, self.images, self.probabilities, **more)
+        files = self.archive, self.weights, self.images, self.probabilities
+        return servable.check(*files, serving=self.serving, **more)
 
 
 def published(net, mnist) -> Published:
@@ -81,6 +83,16 @@ def with_code(mlp, _):
     return replace(mlp, archive=weights.to_keras_archive(net))
 
 
+def served(mlp, _, seed, part=1.0):
+    """Return it with what TensorFlow Serving takes of a net of this seed, its files cut short."""
+    net = model.with_probabilities(model.build("mlp", (28, 28), 10, seed=seed))
+    files = {
+        f"serving/1/{path}": content[: round(part * len(content))]
+        for path, content in serving.to_saved_model(net).items()
+    }
+    return replace(mlp, serving=files)
+
+
 def convolutions(_, mnist):
     return published(model.build("cnn", (28, 28), 10, seed=1), mnist)
 
@@ -100,6 +112,12 @@ CASES = {
     ),
     "half an archive": (partial(half, name="archive"), f"model.keras {CLOSED}"),
     "half the weights": (partial(half, name="weights"), f"model_weights.h5 {CLOSED}"),
+    "served": (partial(served, seed=1), None),
+    "another model is served": (partial(served, seed=2), f"serving/1 {OTHER} 0."),
+    "half of it is served": (
+        partial(served, seed=1, part=0.5),
+        "serving/1 can't be opened by plain TensorFlow: ",
+    ),
     "code": (with_code, f"model.keras {CLOSED} ValueError"),
 }
 each_case = pytest.mark.parametrize(
