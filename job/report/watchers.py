@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from job.errors import JobError, StoppedError
+from job.errors import JobError, StoppedError, TemporaryError
 from job.process import verdict
 from job.process.preemption import EXIT_INTERRUPTED
 from job.process.progress import Progress
@@ -108,7 +108,7 @@ class Watchers:
         if self.trainjob is not None:
             if code == 0:
                 self.trainjob.over(document)
-            else:
+            elif code != TemporaryError.exit_code:
                 self.trainjob.failed()
 
     def failed(self, code: int) -> None:
@@ -124,11 +124,12 @@ class Watchers:
     def following(self) -> Iterator[None]:
         """Show whoever follows the training how far it came, if this block ends as an error.
 
-        Not of a stop: there is little time, and the next pod goes on.
+        Not of what is to be continued: after a SIGTERM, which a store that doesn't answer makes a
+        75, there is little time, and the next pod goes on.
         """
         try:
             yield
-        except StoppedError:
+        except (StoppedError, TemporaryError):
             raise
         except Exception:
             if self.trainjob is not None:

@@ -18,7 +18,7 @@ import listening
 import pytest
 
 from job.commands import console
-from job.errors import DataError, StoppedError
+from job.errors import DataError, StoppedError, TemporaryError
 from job.process.progress import Moment, Progress
 from job.report import trainjob
 from job.report.trainjob import TrainJob
@@ -355,30 +355,31 @@ def test_a_failure_leaves_how_far_it_came_and_no_promise(train, pod, monkeypatch
     assert "estimatedRemainingSeconds" not in last
 
 
-def test_a_stop_waits_for_no_post(pod):
+@pytest.mark.parametrize("error", [StoppedError, TemporaryError])
+def test_what_is_to_be_continued_waits_for_no_post(pod, error):
     hangs = threading.Event()
     with server(pod, lambda *_: hangs.wait(20)) as (url, _):
         told = Told(url, pod)
         told.moves(40)
         began = time.monotonic()
         with (
-            pytest.raises(StoppedError),
+            pytest.raises(error),
             Watchers(told.progress, trainjob=told.trainjob).following(),
         ):
-            raise StoppedError("stopped by SIGTERM")
+            raise error("stopped by SIGTERM, or its store away")
         assert time.monotonic() - began < 0.5
         hangs.set()
 
 
-@pytest.mark.parametrize(("code", "last"), [(0, 100), (65, 40)])
-def test_a_night_posts_how_it_ended(pod, tmp_path, code, last):
+@pytest.mark.parametrize(("code", "shown"), [(0, [40, 100]), (65, [40, 40]), (75, [40])])
+def test_a_night_posts_how_it_ended(pod, tmp_path, code, shown):
     with server(pod) as (url, requests):
         told = Told(url, pod)
         told.moves(40)
         wait_for(requests, 1)
         watchers = Watchers(told.progress, trainjob=told.trainjob)
         watchers.night_over(parse(str(tmp_path)), "n-1", {"verdict": "unchanged"}, code)
-    assert statuses(requests)[-1]["progressPercentage"] == last
+    assert [status["progressPercentage"] for status in statuses(requests)] == shown
 
 
 def test_a_drill_posts_nothing(command, monkeypatch):
