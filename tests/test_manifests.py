@@ -6,6 +6,7 @@ What needs kubectl and other tools is marked `checks` and run by `make check`, w
 import ast
 import copy
 import functools
+import json
 import os
 import re
 import subprocess
@@ -742,6 +743,40 @@ def test_hadolint_finds_nothing() -> None:
 def test_hadolint_finds_what_is_wrong(tmp_path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM debian\nRUN cd /tmp && sudo ls\n")
     assert tool("hadolint", str(tmp_path / "Dockerfile")).returncode != 0
+
+
+# --- what others start ------------------------------------------------------------------------
+
+
+def test_argo_tries_again_what_a_job_would_without_counting() -> None:
+    [workflow] = documents(K8S / "argo" / "workflow.yaml")
+    [template] = workflow["spec"]["templates"]
+    expression = template["retryStrategy"]["expression"]
+    assert expression.startswith(f"asInt(lastRetry.exitCode) in {sorted(IGNORE)} || ")
+    container = template["container"]
+    entry = re.search(r"^ENTRYPOINT (.+)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+    assert entry
+    assert container["command"] == json.loads(entry[1])
+    names = {entry["name"] for entry in container["env"]}
+    assert names <= variables_of("train") | variables_read()
+    [plain] = kind(documents(K8S / "train-job.yaml"), "Job")
+    assert container["securityContext"] == container_of(plain)["securityContext"]
+    assert container["resources"] == container_of(plain)["resources"]
+    own = {"fsGroupChangePolicy"}  # which an emptyDir needs not
+    wanted = pod_of(plain)["securityContext"]
+    assert workflow["spec"]["securityContext"] == {
+        name: value for name, value in wanted.items() if name not in own
+    }
+
+
+def test_skypilot_tries_again_what_a_job_would_without_counting() -> None:
+    [task] = documents(K8S / "skypilot" / "train.yaml")
+    recovery = task["resources"]["job_recovery"]
+    assert recovery["recover_on_exit_codes"] == sorted(IGNORE)
+    assert "max_restarts_on_errors" not in recovery  # 64 would be tried again as well
+    assert task["envs"].keys() <= variables_of("train")
+    # Its exit code is the job's: neither make nor another command comes between.
+    assert task["run"].startswith("exec .venv/bin/mnist-job train ")
 
 
 # --- the texts beside them --------------------------------------------------------------------
