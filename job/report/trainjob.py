@@ -118,11 +118,17 @@ class TrainJob:
             self._next = status
             self._word.notify_all()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._post_all, daemon=True, name="trainjob")
-            self._thread.start()
+            thread = threading.Thread(target=self._post_all, daemon=True, name="trainjob")
+            try:
+                thread.start()
+            except RuntimeError as error:  # a pod may have so many, and no more
+                self._tell_of_failure(str(error))
+            else:
+                self._thread = thread
 
     def _close(self) -> None:
-        assert self._thread is not None
+        if self._thread is None:
+            return
         with self._word:
             self._closing = True
             self._word.notify_all()

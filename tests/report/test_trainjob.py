@@ -268,6 +268,18 @@ def test_a_stranger_gets_no_token(pod, tmp_path):
     assert "CERTIFICATE_VERIFY_FAILED" in told.events[0]["reason"]
 
 
+def test_where_no_thread_can_be_had_the_training_goes_on(pod, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    told = Told("https://127.0.0.1:1", pod)
+    told.moves(1)
+    told.moves(2)
+    told.trainjob.over(None)
+    assert [event["reason"] for event in told.events] == ["can't start new thread"]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
