@@ -172,6 +172,7 @@ def train(
         watchdog.telling_why(),
         _telling_how_to_go_on(context.obj, config.run_id, alone=alone),
         telling_failures,
+        watchers.following(),
     ):
         place, document = _trained(config, cluster, preemption, progress)
     if document is not None and place == config.place:  # not a member of an ensemble

@@ -171,14 +171,14 @@ def _train(
 ) -> Documents:
     """Train those that aren't complete, one after another, and return their metrics."""
     trained: Documents = []
-    for member in members:
+    for number, member in enumerate(members, 1):
         if RunFolder(member.place).finished(member) is not None:
             continue
         if trained:  # of the first one some steps are done whatever the time is, or none ever were
             if (stop := preemption.reason()) is not None:
                 raise stop
             _check_threads(member, trained[-1])
-        progress.event("member_begins", run=member.run_id)
+        progress.event("member_begins", run=member.run_id, member=number, members=len(members))
         document = train_run(member, cluster, preemption, progress, dataset=dataset)
         assert document is not None  # a member has one worker, which is the chief
         trained.append(document)

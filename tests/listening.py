@@ -1,10 +1,12 @@
-"""An HTTP server on loopback that answers as a test wants, and keeps what it was asked."""
+"""An HTTP or HTTPS server on loopback that answers as a test wants, and keeps what it was asked."""
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,14 @@ class Asked:
 
 @contextmanager
 def server(
-    answer: Callable[[BaseHTTPRequestHandler, Asked], None], path: str = ""
+    answer: Callable[[BaseHTTPRequestHandler, Asked], None],
+    path: str = "",
+    chain: Path | None = None,
 ) -> Iterator[tuple[str, list[Asked]]]:
     """Yield the URL of a server, with `path`, and the list of all it was asked.
 
-    It answers each request by `answer(handler, asked)`.
+    It answers each request by `answer(handler, asked)`, and with `chain`, its key and certificate
+    in one file, it speaks https.
     """
     requests: list[Asked] = []
 
@@ -51,10 +56,18 @@ def server(
             """A client that has given up is no news."""
 
     listening = Server(("127.0.0.1", 0), Handler)
+    if chain is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(chain)
+        # The handshake is left to the thread of each request, or a stranger would hold up all.
+        listening.socket = context.wrap_socket(
+            listening.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listening.server_address[1]}{path}", requests
+        scheme = "http" if chain is None else "https"
+        yield f"{scheme}://127.0.0.1:{listening.server_address[1]}{path}", requests
     finally:
         listening.shutdown()
         listening.server_close()

@@ -293,9 +293,13 @@ def test_the_time_limit_is_looked_at_between_members(flags, tmp_path, command, m
         return {"environment": {"threads": [2]}}
 
     monkeypatch.setattr(ensemble, "train_run", train)
-    late = command("train", *flags, *place(tmp_path), "--ensemble", "2", "--time-limit", "1")
+    words = [*flags, *place(tmp_path), "--ensemble", "2", "--time-limit", "1", "--log", "json"]
+    late = command("train", *words)
     assert (late.code, begun) == (75, ["e-1"])
     assert "--time-limit 1 reached" in late.err
+    events = map(json.loads, late.out.splitlines())
+    [told] = [event for event in events if event["event"] == "member_begins"]
+    assert (told["run"], told["member"], told["members"]) == ("e-1", 1, 2)
 
 
 def test_a_member_that_other_threads_began_waits_for_a_process_of_its_own(tmp_path):

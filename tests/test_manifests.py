@@ -5,6 +5,8 @@ What needs kubectl and other tools is marked `checks` and run by `make check`, w
 
 import ast
 import copy
+import functools
+import json
 import os
 import re
 import subprocess
@@ -53,6 +55,11 @@ WATCHER_OFFSET = 1
 
 # Variables of others: read by the SDK of the cloud, not by the job.
 CLOUD = {"AWS_REGION", "AWS_SHARED_CREDENTIALS_FILE"}
+# Those that Kubeflow's Trainer puts into its pods.
+TRAINER = {
+    *("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"),
+    *(f"KUBEFLOW_TRAINER_SERVER_{ending}" for ending in ("URL", "CA_CERT", "TOKEN")),
+}
 
 # Labels of nodes that GKE's Autopilot lets a pod ask for: its webhook lists them when it refuses.
 AUTOPILOT_LABELS = {
@@ -71,6 +78,7 @@ def documents(path: Path) -> list[dict[str, Any]]:
     return list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
 
 
+@functools.cache
 def variables_read() -> set[str]:
     """Return the variables of the environment that the source of the job names."""
     trees = [ast.parse(path.read_text()) for path in Path(job.__file__).parent.rglob("*.py")]
@@ -83,6 +91,7 @@ def variables_read() -> set[str]:
     return {text for text in texts if re.fullmatch(r"(K8S|JOB|GIT)_[A-Z_]+", text)}
 
 
+@functools.cache
 def variables_of(command: str) -> set[str]:
     """Return the variables that the flags of `command` can be given by."""
     parameters = typer.main.get_command(cli.app).commands[command].params
@@ -133,7 +142,8 @@ def exit_codes(workload: dict[str, Any], _: list[dict[str, Any]]) -> Iterator[st
         ]
         if found != [codes]:
             yield f"{action} must name the exit codes {sorted(codes)}, not {found}"
-    if any(rule.get("onExitCodes", {}).get("containerName", "job") != "job" for rule in rules):
+    name = container_of(workload)["name"]
+    if any(rule.get("onExitCodes", {}).get("containerName", name) != name for rule in rules):
         yield "the exit codes are of another container"
     disruption = {"type": "DisruptionTarget", "status": "True"}
     if {"action": "Ignore", "onPodConditions": [disruption]} not in rules:
@@ -164,7 +174,7 @@ def variables(workload: dict[str, Any], _: list[dict[str, Any]]) -> Iterator[str
     entries = [entry["name"] for entry in container_of(workload)["env"]]
     if len(entries) != len(set(entries)):
         yield f"a variable is given twice: {sorted(entries)}"
-    known = variables_of(command) | variables_read() | CLOUD
+    known = variables_of(command) | variables_read() | CLOUD | TRAINER
     for name in environment_of(workload).keys() - known:
         yield f"nobody reads the variable {name}"
     for name in ("K8S_IMAGE", "K8S_JOB_NAME", "K8S_POD_NAME", "K8S_NODE_NAME", "K8S_CPU_LIMIT"):
@@ -238,7 +248,8 @@ def versions(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[
         yield f"the image must be {image}, and K8S_IMAGE must say so"
     if container["imagePullPolicy"] != "IfNotPresent":
         yield "an image loaded into the nodes must be found there"
-    labels = [document["metadata"]["labels"] for document in found]
+    ours = [document["metadata"] for document in found]
+    labels = [one["labels"] for one in ours if "ownerReferences" not in one]  # else a controller's
     labels.append(job_of(workload)["template"]["metadata"]["labels"])
     for label in labels:
         wanted = {"app.kubernetes.io/name": "mnist-job", "app.kubernetes.io/part-of": "mnist-job"}
@@ -274,7 +285,9 @@ def hardening(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator
 def network(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[str]:
     labels = job_of(workload)["template"]["metadata"]["labels"].items()
     ports = {
-        port["name"]: port["containerPort"] for port in container_of(workload).get("ports", [])
+        port["name"]: port["containerPort"]
+        for port in container_of(workload).get("ports", [])
+        if "name" in port
     }
     [policy] = kind(found, "NetworkPolicy")
     rules = policy["spec"].get("ingress", [])
@@ -301,9 +314,11 @@ def network(workload: dict[str, Any], found: list[dict[str, Any]]) -> Iterator[s
     workers = {spec["completions"], spec["parallelism"], int(environment["K8S_WORKERS"])}
     if len(workers) != 1:
         yield f"completions, parallelism and K8S_WORKERS differ: {workers}"
-    served = [port["port"] for port in service["spec"]["ports"]]
     port = int(environment["K8S_WORKER_PORT"])
-    if not [port, port + WATCHER_OFFSET] == served == list(ports.values()):
+    needed = [port, port + WATCHER_OFFSET]
+    # A headless Service without ports has the same names.
+    served = [port["port"] for port in service["spec"].get("ports", [])] or needed
+    if not needed == served == list(ports.values()):
         yield "the ports of the worker, the pod and the Service differ"
     if int(environment["MNIST_JOB_PEER_TIMEOUT"]) < spec["activeDeadlineSeconds"]:
         yield "a worker that waits gives its place away before the deadline"
@@ -728,6 +743,40 @@ def test_hadolint_finds_nothing() -> None:
 def test_hadolint_finds_what_is_wrong(tmp_path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM debian\nRUN cd /tmp && sudo ls\n")
     assert tool("hadolint", str(tmp_path / "Dockerfile")).returncode != 0
+
+
+# --- what others start ------------------------------------------------------------------------
+
+
+def test_argo_tries_again_what_a_job_would_without_counting() -> None:
+    [workflow] = documents(K8S / "argo" / "workflow.yaml")
+    [template] = workflow["spec"]["templates"]
+    expression = template["retryStrategy"]["expression"]
+    assert expression.startswith(f"asInt(lastRetry.exitCode) in {sorted(IGNORE)} || ")
+    container = template["container"]
+    entry = re.search(r"^ENTRYPOINT (.+)$", (REPOSITORY / "Dockerfile").read_text(), re.MULTILINE)
+    assert entry
+    assert container["command"] == json.loads(entry[1])
+    names = {entry["name"] for entry in container["env"]}
+    assert names <= variables_of("train") | variables_read()
+    [plain] = kind(documents(K8S / "train-job.yaml"), "Job")
+    assert container["securityContext"] == container_of(plain)["securityContext"]
+    assert container["resources"] == container_of(plain)["resources"]
+    own = {"fsGroupChangePolicy"}  # which an emptyDir needs not
+    wanted = pod_of(plain)["securityContext"]
+    assert workflow["spec"]["securityContext"] == {
+        name: value for name, value in wanted.items() if name not in own
+    }
+
+
+def test_skypilot_tries_again_what_a_job_would_without_counting() -> None:
+    [task] = documents(K8S / "skypilot" / "train.yaml")
+    recovery = task["resources"]["job_recovery"]
+    assert recovery["recover_on_exit_codes"] == sorted(IGNORE)
+    assert "max_restarts_on_errors" not in recovery  # 64 would be tried again as well
+    assert task["envs"].keys() <= variables_of("train")
+    # Its exit code is the job's: neither make nor another command comes between.
+    assert task["run"].startswith("exec .venv/bin/mnist-job train ")
 
 
 # --- the texts beside them --------------------------------------------------------------------

@@ -25,7 +25,10 @@ from job.training import checkpoint
 
 BRIEF = ("--epochs", "2")  # unless the flags say otherwise: the proof needs no long training
 # This process listens; and nobody else is to hear of trainings that are thrown away.
-_NOT_HANDED_ON = ("MNIST_JOB_QUIET", "MNIST_JOB_PUSHGATEWAY", "MLFLOW_TRACKING_URI")
+_NOT_HANDED_ON = (
+    *("MNIST_JOB_QUIET", "MNIST_JOB_PUSHGATEWAY", "MLFLOW_TRACKING_URI"),
+    "KUBEFLOW_TRAINER_SERVER_URL",
+)
 TRIES = 5  # a signal can come too late, when the training is over already
 
 

@@ -6,6 +6,7 @@ one than its scheme and host, and none quotes an error, which may quote the URL.
 
 import base64
 import re
+import ssl
 import urllib.request
 from collections.abc import Callable, Mapping
 from http.client import HTTPMessage
@@ -100,11 +101,12 @@ def send(
     headers: Mapping[str, str],
     timeout_seconds: float,
     method: str = "POST",
+    context: ssl.SSLContext | None = None,
 ) -> bytes:
     """Send one request, and return the body of its answer, of at most 4 MiB.
 
     Redirects are not followed, since they would carry what is sent, and its credentials, to
-    somebody else.
+    somebody else. Who vouches for the server, `context` says; None leaves it to the system.
 
     Raises:
         OSError: nothing was sent, or the answer is no yes (HTTPError).
@@ -112,7 +114,7 @@ def send(
     """
     given = {"User-Agent": f"mnist-job/{__version__}", **headers}
     request = urllib.request.Request(url, body, given, method=method)  # noqa: S310  checked
-    opener = urllib.request.build_opener(_NoRedirects)
+    opener = urllib.request.build_opener(_NoRedirects, urllib.request.HTTPSHandler(context=context))
     with opener.open(request, timeout=timeout_seconds) as answer:
         content: bytes = answer.read(_MOST_BYTES)
         return content

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from job.errors import OutputError
 from job.process.liveness import Liveness
@@ -35,6 +35,16 @@ class Moment:
     """The same, of the training images."""
     batch_size: int
     """Images per step."""
+
+
+class Follower(Protocol):
+    """Who follows a run from aside. It is quick, and raises nothing: the run waits for it."""
+
+    def moved(self, moment: Callable[[], Moment]) -> None:
+        """Hear that the training moves, and ask `moment` where it is, if that is of interest."""
+
+    def heard(self, name: str, details: Mapping[str, Any]) -> None:
+        """Hear of an event."""
 
 
 class Progress:
@@ -70,6 +80,11 @@ class Progress:
         self._display: Display | None = None
         self._drawing = threading.RLock()  # checkpoints are told of by a thread of their own
         self._troubles: set[str] = set()
+        self._follower: Follower | None = None
+
+    def followed_by(self, follower: Follower) -> None:
+        """Let `follower` hear of all that is reported from now on."""
+        self._follower = follower
 
     def beat(self) -> None:
         """Show that the run moves."""
@@ -81,6 +96,8 @@ class Progress:
     def event(self, name: str, **details: Any) -> None:
         """Report the event `name`; `details` must be JSON-serialisable."""
         self.beat()
+        if self._follower is not None:
+            self._follower.heard(name, details)
         if self._quiet and name not in _WARNINGS and name != "failed":
             return
         line = self._line(name, details)
@@ -95,6 +112,8 @@ class Progress:
     def moved(self, moment: Callable[[], Moment]) -> None:
         """Show that the training moves, and on a terminal where it is, which `moment` returns."""
         self.beat()
+        if self._follower is not None:
+            self._follower.moved(moment)
         if not self._is_terminal or self._quiet or os.environ.get("TERM") == "dumb":
             return
         with self._drawing, self._losing_no_run():
@@ -369,6 +388,7 @@ _WARNINGS = (
     *("unknown_variable", "verdict_not_written", "end_not_recorded", "report_not_written"),
     *("log_not_written", "liveness_not_shown", "not_notified"),
     *("metrics_not_exposed", "not_pushed", "not_logged_to_mlflow", "events_not_written"),
+    "progress_not_posted",
     *("shards_gone", "overtaken", "champion_stale", "champion_unknown"),
     *("fetched_incomplete", "drawn_otherwise"),
 )
@@ -503,6 +523,10 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "pushed": lambda details: f"pushed     to {details['to']}, as job {details['job']}",
     "not_pushed": lambda details: (
         f"warning    nothing was pushed to {details['to']}: {details['reason']}"
+    ),
+    "progress_posted": lambda details: f"posted     how far it is, to {details['to']}",
+    "progress_not_posted": lambda details: (
+        f"warning    how far it is could not be posted to {details['to']}: {details['reason']}"
     ),
     "logged_to_mlflow": lambda details: (
         f"logged     to {details['to']}, experiment {details['experiment']}, run "

@@ -1,11 +1,13 @@
 """What people and dashboards look at: pages, pictures, event files and metrics of a run.
 
 For machines: `openmetrics` says what a run or a night came to as Prometheus reads it, `watchers`
-tells a `pushgateway` and a server of `mlflow` when one is over, and `tensorboard` writes event
-files, with pictures by `summary_images`; `logdir` brings those to where TensorBoard reads them.
+tells a `pushgateway` and a server of `mlflow` when one is over, and Kubeflow's Trainer how far a
+`trainjob` is, and `tensorboard` writes event files, with pictures by `summary_images`; `logdir`
+brings those to where TensorBoard reads them.
 
-All of it is made from what a run has published, after that: nothing here can spoil a run, and
-`mnist-job report` makes it again. Nothing heavy is loaded before it is used, and TensorFlow never.
+But for `trainjob` all of it is made from what a run has published, after that: nothing here can
+spoil a run, and `mnist-job report` makes it again. Nothing heavy is loaded before it is used, and
+TensorFlow never.
 
 A page is one HTML file. `runs` leaves the pages of runs where they belong, and `nights` those of
 nights, which it makes as well. `material` gathers what the page of a run is made of, and says what

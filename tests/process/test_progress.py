@@ -323,7 +323,7 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("worker_done", {"worker": 2}, "worker 2 is done, and the chief has published"),
     ("begins_with", {"weights": "/runs/a"}, "weights    those of /runs/a, to begin with"),
-    ("member_begins", {"run": "e-2"}, "member     e-2"),
+    ("member_begins", {"run": "e-2", "member": 2, "members": 3}, "member     e-2"),
     (
         "members_missing",
         {"runs": ["e-1", "e-3"]},
@@ -459,6 +459,16 @@ EVENTS: list[tuple[str, dict[str, Any], str]] = [
         "not_pushed",
         {"to": "https://x.example", "reason": "the answer was 500"},
         "warning    nothing was pushed to https://x.example: the answer was 500",
+    ),
+    (
+        "progress_posted",
+        {"to": "https://x.example"},
+        "posted     how far it is, to https://x.example",
+    ),
+    (
+        "progress_not_posted",
+        {"to": "https://x.example", "reason": "the answer was 500"},
+        "warning    how far it is could not be posted to https://x.example: the answer was 500",
     ),
     (
         "logged_to_mlflow",
