@@ -72,6 +72,7 @@ def drill(flags: Sequence[str], say: Callable[[str], None]) -> None:
 def _train(flags: Sequence[str], run: Path, stop_after_seconds: float | None = None) -> int | None:
     """Run the job; return the step it was stopped at, or None if it was not."""
     own = ["--output", str(run.parent), "--run-id", run.name, "--log", "json", "--no-report"]
+    own += ["--platform", "none"]  # whose folders are for what is to be kept
     heard = [word for word in flags if word != "--quiet"]  # this process listens
     process = subprocess.Popen(
         # Safe from whatever is called `job` or `json` in the current folder.

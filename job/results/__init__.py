@@ -5,6 +5,6 @@
 model and back, `evaluation` lets a model look at images, and `scores` says how well it did;
 `predictions` keeps what it said of each, `answers` shows those that somebody asks for, `hdf5` reads
 the numbers of a weights file, and `statistics` has intervals and tests. The last five need no
-TensorFlow. `inference` serves
-`evaluate` and `predict` from what was published.
+TensorFlow. `inference` serves `evaluate` and `predict` from what was published, and `handover`
+copies it to where a platform looks.
 """
