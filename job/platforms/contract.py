@@ -1,5 +1,6 @@
 """What a platform is described by: its sign, and which variable or file stands for which flag."""
 
+import importlib.util
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -87,6 +88,11 @@ class Row:
 def variable(flag: str, name: str) -> Row:
     """Return the row of a variable that stands for a flag as it is."""
     return Row(flag, name, lambda here: here.variable(name))
+
+
+def writes_events() -> bool:
+    """Tell whether what writes event files is installed: no platform asks for what can't be."""
+    return importlib.util.find_spec("tensorboardX") is not None
 
 
 def _no_more(_: Surroundings) -> dict[str, Default]:

@@ -6,6 +6,7 @@
     /opt/ml/input/data/<channel>/                 the data
     /opt/ml/checkpoints/                          brought from S3 before, sent there all the time
     /opt/ml/output/data/, /opt/ml/model/          packed and sent to S3 at the end
+    /opt/ml/output/tensorboard/                   sent to S3, where TensorBoard reads it
     /opt/ml/output/failure                        first 1,024 characters: the job's FailureReason
 
 From the AWS documentation, "How Amazon SageMaker AI Provides Training Information", "... Processes
@@ -26,6 +27,7 @@ from job.platforms.contract import (
     Surroundings,
     Value,
     variable,
+    writes_events,
 )
 from job.workers.cluster import DEFAULT_PORT, Cluster, Workers
 
@@ -37,6 +39,7 @@ DATA = "/opt/ml/input/data"
 CHECKPOINTS = "/opt/ml/checkpoints"
 OUTPUT = "/opt/ml/output/data"
 MODEL = "/opt/ml/model"
+TENSORBOARD = "/opt/ml/output/tensorboard"
 FAILURE = "/opt/ml/output/failure"
 
 _TRAINING = {"training", "train"}  # names of the channel that is taken
@@ -192,6 +195,11 @@ def _output(here: Surroundings) -> str:
     return _writable(here.path(wanted))
 
 
+def _events(here: Surroundings) -> str | None:
+    path = here.path(TENSORBOARD)  # there where a TensorBoardOutputConfig asks for it
+    return _writable(path) if path.is_dir() and writes_events() else None
+
+
 def _failure(here: Surroundings) -> str | None:
     path = here.path(FAILURE)
     return _writable(path) if path.parent.is_dir() else None
@@ -221,6 +229,7 @@ SAGEMAKER = Platform(
         Row("data", DATA, _data),
         Row("output", CHECKPOINTS, _output),
         Row("model-dir", MODEL, lambda here: _writable(here.path(MODEL))),
+        Row("tensorboard-dir", TENSORBOARD, _events),
         Row("failure-file", FAILURE, _failure),
         Row("peer-timeout", HOSTS, _peer_timeout),
     ),

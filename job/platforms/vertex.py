@@ -10,10 +10,15 @@ From google-cloud-aiplatform's `training_utils/environment_variables.py` and the
 "Distributed training" and "Environment variables for special Cloud Storage directories".
 """
 
-import importlib.util
-
 from job.errors import UsageError
-from job.platforms.contract import PEER_TIMEOUT_SECONDS, Platform, Row, Surroundings, variable
+from job.platforms.contract import (
+    PEER_TIMEOUT_SECONDS,
+    Platform,
+    Row,
+    Surroundings,
+    variable,
+    writes_events,
+)
 from job.workers.cluster import Cluster
 
 JOB, TRIAL = "CLOUD_ML_JOB_ID", "CLOUD_ML_TRIAL_ID"
@@ -50,11 +55,7 @@ def _output(here: Surroundings) -> str | None:
 
 
 def _logs(here: Surroundings) -> str | None:
-    return here.variable(LOGS) if _writes_events() else None
-
-
-def _writes_events() -> bool:
-    return importlib.util.find_spec("tensorboardX") is not None
+    return here.variable(LOGS) if writes_events() else None
 
 
 def _peer_timeout(here: Surroundings) -> str | None:
@@ -64,7 +65,7 @@ def _peer_timeout(here: Surroundings) -> str | None:
 
 def _ignored(here: Surroundings) -> list[str]:
     unread = [name for name in _FOREIGN_DATA if here.variable(name)]
-    return unread + ([LOGS] if here.variable(LOGS) and not _writes_events() else [])
+    return unread + ([LOGS] if here.variable(LOGS) and not writes_events() else [])
 
 
 VERTEX = Platform(

@@ -4,13 +4,17 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import botocore.session
 import pytest
+from botocore import xform_name
+from botocore.validate import ParamValidator
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,7 +26,7 @@ from job.workers import supervision
 JOB = "mnist-2026-11-26-18-00-00-000"
 FLAGS = frozenset({
     "data", "output", "run-id", "epochs", "learning-rate", "model-dir", "failure-file", "platform",
-    "peer-timeout", "quiet",
+    "peer-timeout", "tensorboard-dir",
 })  # fmt: skip
 
 
@@ -272,6 +276,39 @@ def test_folders_of_roots_are_told_with_the_way_out(
     with pytest.raises(ClusterError, match=r"checkpoints can't be written by uid .*USER root"):
         machine.find()
     assert machine.values("output")["model-dir"] == str(machine.ml / "model")
+
+
+def test_event_files_go_where_tensorboard_is_asked_for(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "tensorboard-dir" not in machine.values()
+    (machine.ml / "output" / "tensorboard").mkdir()
+    assert machine.values()["tensorboard-dir"] == str(machine.ml / "output" / "tensorboard")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert "tensorboard-dir" not in machine.values()
+
+
+def test_the_command_of_the_readme_is_one_that_the_api_takes() -> None:
+    """By the model of the API that botocore brings; the command line's own words are derived."""
+    readme = (Path(__file__).parents[2] / "job" / "platforms" / "README.md").read_text()
+    words = shlex.split(readme.partition("create-training-job ")[2].partition("```")[0])
+    words = [word for word in words if word.strip()]
+    client = botocore.session.get_session().create_client(
+        "sagemaker", region_name="eu-central-1", aws_access_key_id="x", aws_secret_access_key="x"
+    )
+    shape = client.meta.service_model.operation_model("CreateTrainingJob").input_shape
+    members = {xform_name(name, "-"): name for name in shape.members}
+    asked: dict[str, object] = {"EnableManagedSpotTraining": True}
+    words.remove("--enable-managed-spot-training")
+    for flag, value in zip(words[::2], words[1::2], strict=True):
+        name = members[flag.removeprefix("--")]
+        asked[name] = value
+        if (kind := shape.members[name].type_name) != "string":
+            pairs = dict(pair.split("=", 1) for pair in value.split(","))
+            numbers = {key: int(text) for key, text in pairs.items() if text.isdecimal()}
+            asked[name] = pairs | (numbers if kind == "structure" else {})
+    asked["RoleArn"] = "arn:aws:iam::000000000000:role/x"
+    assert ParamValidator().validate(asked, shape).generate_report() == ""
 
 
 @pytest.mark.parametrize(
