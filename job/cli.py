@@ -107,6 +107,9 @@ def train(
     _check_workers(cluster, run_id, ensemble)
     tensorboard = flags.of_tensorboard(context, tensorboard, tensorboard_dir)
     console.prepare_tensorboard(tensorboard)
+    from job.results.handover import Recipient  # noqa: PLC0415
+
+    recipient = Recipient.named(model_dir, is_chief=cluster.workers.is_chief)
     training = flags.of_training(context, given)
     config = RunConfig(
         data=data,
@@ -143,13 +146,11 @@ def train(
         when_interrupted=None if watchdog.is_supervised() else lambda: progress.event("stopping"),
     )
     preemption.install()
-    from job.results.handover import Recipient  # noqa: PLC0415
     from job.results.publishing import RunFolder  # noqa: PLC0415
 
     if init_weights == CHAMPION:
         begun = RunFolder(config.place).begun_as() or {}
         config = replace(config, init_weights=_champion_of_a_run(begun, config.output))
-    recipient = Recipient.named(model_dir, is_chief=cluster.workers.is_chief)
     recipient.check_free(config)
     if cluster.workers.count > 1:
         from job.workers import supervision  # noqa: PLC0415

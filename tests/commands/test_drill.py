@@ -56,3 +56,17 @@ def test_drill_imports_nothing_from_the_current_folder(command, foreign_folder, 
     failed = command("drill", "--data", "nowhere.npz")
     assert failed.code == 66
     assert "nowhere.npz does not exist" in failed.err
+
+
+def test_what_it_trains_is_for_no_platform(monkeypatch):
+    """Whose folders are for what is kept."""
+    seen = []
+
+    def start(words, **_):
+        seen.append(words)
+        raise JobError
+
+    monkeypatch.setattr(drill.subprocess, "Popen", start)
+    with pytest.raises(JobError):
+        drill.drill(["--platform", "sagemaker"], print)
+    assert seen[0][-2:] == ["--platform", "none"]  # the last one counts

@@ -137,3 +137,21 @@ def test_a_night_is_on_a_platform_too(command, on_sagemaker, tmp_path):
     assert ended.code == 64
     assert "--promote is from " in ended.err
     assert (tmp_path / "opt/ml/output/failure").read_text().startswith("exit 64: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable", "written"),
+    [
+        ("", "", False),
+        ("--tensorboard", "", True),
+        ("--tensorboard-dir t", "", True),
+        ("--tensorboard-dir t", "false", False),
+        ("--tensorboard-dir t", "true", True),
+    ],
+)
+def test_a_folder_for_event_files_asks_for_them(
+    command, configs, monkeypatch, flags, variable, written
+):
+    monkeypatch.setenv("MNIST_JOB_TENSORBOARD", variable)
+    assert command("train", *flags.split()).code == 0
+    assert configs[0].tensorboard is written
