@@ -53,7 +53,8 @@ class Invocation:
         command = program.commands.get(next(iter(words), ""))
         found = None
         if command is not None and not {"--help", "--version"} & set(words):
-            parameters = {name[2:]: each for each in command.params for name in each.opts}
+            # Those that a variable may give: --help is none, and no platform asks for that.
+            parameters = {each.opts[0][2:]: each for each in command.params if each.envvar}
             if "platform" in parameters:
                 found = _platform(words, parameters, environment)
             if found is not None:
@@ -129,7 +130,7 @@ def _platform(
         flag
         for flag, parameter in parameters.items()
         if any(word == f"--{flag}" or word.startswith(f"--{flag}=") for word in words)
-        or environment.get(parameter.envvar or "")
+        or environment.get(parameter.envvar)
     }
     here = _surroundings(environment, flags=frozenset(parameters), given=frozenset(given))
     return platforms.find(_named(words, environment), here)

@@ -215,7 +215,8 @@ def _writable(path: Path) -> str:
     if not os.access(there, os.W_OK):
         raise ClusterError(
             f"{there} can't be written by uid {os.geteuid()}: SageMaker's folders belong to root; "
-            "give it an image that runs as root, two lines: FROM mnist-job, USER root"
+            "give it an image that runs as root, of two lines: FROM mnist-job, USER root; or give "
+            "MNIST_JOB_PLATFORM=none and an MNIST_JOB_OUTPUT in S3"
         )
     return str(path)
 
@@ -227,7 +228,7 @@ SAGEMAKER = Platform(
     rows=(
         variable("run-id", "TRAINING_JOB_NAME"),
         Row("data", DATA, _data),
-        Row("output", CHECKPOINTS, _output),
+        Row("output", f"{CHECKPOINTS} or {OUTPUT}", _output),
         Row("model-dir", MODEL, lambda here: _writable(here.path(MODEL))),
         Row("tensorboard-dir", TENSORBOARD, _events),
         Row("failure-file", FAILURE, _failure),

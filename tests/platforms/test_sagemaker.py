@@ -184,6 +184,7 @@ def test_an_interrupted_spot_job_goes_on_where_it_was(machine: Machine, small_mn
         ({"epohcs": "3"}, ["'epohcs' is no flag of this command", "did you mean 'epochs'?"]),
         ({"Q": "3"}, ["'Q' is no flag of this command", "--help"]),
         ({"platform": "none"}, ["'platform' is no flag"]),
+        ({"help": "true"}, ["'help' is no flag"]),
         ({"failure_file": "x"}, ["'failure_file' is no flag"]),
         ({"batch-size": "8", "batch_size": "9"}, ["'batch-size' twice"]),
         ({"epochs": "0"}, ["--epochs must be", "(--epochs is from", "hyperparameters.json)"]),
