@@ -178,6 +178,60 @@ def test_an_interrupted_spot_job_goes_on_where_it_was(machine: Machine, small_mn
     assert (machine.ml / "model" / "metrics.json").exists()
 
 
+# In a network and a file system of its own; the arguments: a folder, and Python.
+HOSTS = """
+set -eu
+mount --make-rprivate /
+printf '127.0.0.1 localhost\\n10.9.0.1 algo-1\\n10.9.0.2 algo-2\\n' > "$1/hosts"
+mount --bind "$1/hosts" /etc/hosts
+ip link set lo up
+ip link add one type veth peer name two
+ip addr add 10.9.0.1/24 dev one
+ip link set one up
+mkdir "$1/machine"
+mkfifo "$1/moved"
+unshare --net --mount sh -c 'read -r _ < "$0/moved"; ip link set lo up
+    ip addr add 10.9.0.2/24 dev two; ip link set two up
+    mount --bind "$0/algo-2" "$0/machine"; exec "$1" -m job train' "$1" "$2" &
+here=$(readlink /proc/self/ns/net)
+while [ "$(readlink /proc/$!/ns/net)" = "$here" ]; do sleep 0.05; done
+ip link set two netns $!
+echo > "$1/moved"
+mount --bind "$1/algo-1" "$1/machine"
+"$2" -m job train
+wait $!
+"""
+
+
+@pytest.mark.slow
+def test_two_hosts_train_one_model(tmp_path: Path, small_mnist: str) -> None:
+    """Two networks with a cable between them, and files of its own on each side."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        pytest.skip("TWO HOSTS ARE NOT TRIED: that takes root, and the program ip")
+    machines = {name: Machine(tmp_path / name) for name in ("algo-1", "algo-2")}
+    for name, machine in machines.items():
+        machine.hosts(name, *machines)
+        machine.hyperparameters(epochs="1", batch_size="500")
+        shutil.copy(small_mnist, machine.channel("training"))
+    unshare = ["unshare", "--net", "--mount", "--fork", "--kill-child"]
+    place = {"TRAINING_JOB_NAME": JOB, "MNIST_JOB_INTERNAL_ROOT": str(tmp_path / "machine")}
+    ended = subprocess.run(
+        [*unshare, "sh", "-c", HOSTS, "hosts", tmp_path, sys.executable],
+        env=os.environ | place,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    if "unshare failed" in ended.stderr:
+        pytest.skip(f"TWO HOSTS ARE NOT TRIED: this machine gives no namespaces: {ended.stderr}")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    models = [list((machine.ml / "model").iterdir()) for machine in machines.values()]
+    assert [len(model) > 0 for model in models] == [True, False]
+    metrics = json.loads((machines["algo-1"].ml / "model" / "metrics.json").read_text())
+    assert metrics["environment"]["replicas"] == 2
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
