@@ -67,7 +67,7 @@ ENV PATH=/opt/mnist-job/bin:$PATH \
     HOME=/tmp \
     TMPDIR=/tmp \
     GIT_COMMIT=${REVISION} \
-    MNIST_JOB_OUTPUT=/runs
+    MNIST_JOB_INTERNAL_OUTPUT=/runs
 WORKDIR /tmp
 USER 10001:10001
 # As PID 1, Python would ignore SIGTERM until the job installs its handler, and nobody would reap.

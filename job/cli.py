@@ -15,6 +15,7 @@ import typer
 from job import __version__, storage
 from job.commands import console, flags, looks, nights, tunes
 from job.commands.console import HURRY_SECONDS
+from job.commands.invocation import Invocation, failure_file
 from job.config import RunConfig, fresh_run_id, parse_data
 from job.errors import (
     ClusterError,
@@ -90,22 +91,26 @@ def train(
     liveness_file: flags.LivenessFile = None,
     no_report: flags.NoReport = False,
     tensorboard: flags.Tensorboard = RunConfig.tensorboard,
+    tensorboard_dir: flags.TensorboardDir = RunConfig.tensorboard_dir,
     pushgateway: flags.Pushgateway = None,
+    model_dir: flags.ModelDir = None,
+    failure_file: flags.FailureFile = None,
+    platform: flags.Platform = "auto",
 ) -> dict[str, Any]:
     """Train a model, score it on all test images, and publish weights and metrics."""
     given = dict(locals())  # before anything but the flags has a name
     verdict.check(termination_log)
+    verdict.check(failure_file, verdict.FAILURE)
+    invocation: Invocation = context.obj
     together = strategy in ("auto", "multiworker")
-    cluster = Cluster.from_environment(os.environ, together=together)
+    cluster = invocation.cluster(os.environ, together=together)
     run_id = run_id or cluster.job
-    if run_id is None and cluster.workers.count > 1:
-        raise UsageError("--run-id is missing: several workers must all be given the same one")
-    if ensemble is not None and cluster.workers.count > 1:
-        raise UsageError(
-            "--ensemble trains each member in one process: leave K8S_WORKERS and TF_CONFIG out, "
-            "and each pod of an Indexed Job trains the member of its index"
-        )
+    _check_workers(cluster, run_id, ensemble)
+    tensorboard = flags.of_tensorboard(context, tensorboard, tensorboard_dir)
     console.prepare_tensorboard(tensorboard)
+    from job.results.handover import Recipient  # noqa: PLC0415
+
+    recipient = Recipient.named(model_dir, is_chief=cluster.workers.is_chief)
     training = flags.of_training(context, given)
     config = RunConfig(
         data=data,
@@ -125,12 +130,14 @@ def train(
         time_limit=time_limit,
         report=not no_report,
         tensorboard=tensorboard,
+        tensorboard_dir=tensorboard_dir,
     )
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness, quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)
     watchers = console.watchers(pushgateway, cluster, progress)
     if not watchdog.is_supervised():  # its watcher has said so
+        invocation.tell(progress)
         # Before anything large: who is out of memory at once shows how far it came.
         progress.event("started", version=__version__, run=str(config.place))
     flags.warn_of_unknown_variables(os.environ, progress)
@@ -146,6 +153,7 @@ def train(
     if init_weights == CHAMPION:
         begun = RunFolder(config.place).begun_as() or {}
         config = replace(config, init_weights=_champion_of_a_run(begun, config.output))
+    recipient.check_free(config)
     if cluster.workers.count > 1:
         from job.workers import supervision  # noqa: PLC0415
 
@@ -154,7 +162,7 @@ def train(
         elif RunFolder(config.place).finished(config) is None:
             team = f"{config.run_id} {config.digest}"
             code = supervision.supervise(
-                context.obj, cluster.workers, team, peer_timeout, preemption, progress
+                invocation.words, cluster.workers, team, peer_timeout, preemption, progress
             )
             watchers.failed(code)
             raise typer.Exit(code)
@@ -170,14 +178,33 @@ def train(
     )
     with (
         watchdog.telling_why(),
-        _telling_how_to_go_on(context.obj, config.run_id, alone=alone),
+        _telling_how_to_go_on(invocation.words, config.run_id, alone=alone),
         telling_failures,
         watchers.following(),
     ):
         place, document = _trained(config, cluster, preemption, progress)
+        if document is not None and place == config.place:
+            recipient.take(RunFolder(place), document, progress)
     if document is not None and place == config.place:  # not a member of an ensemble
         watchers.run_over(place, document)
     return verdict.success(str(place), document)
+
+
+def _check_workers(cluster: Cluster, run_id: str | None, ensemble: int | None) -> None:
+    """See that several workers were given what they need.
+
+    Raises:
+        UsageError: they were not.
+    """
+    if cluster.workers.count == 1:
+        return
+    if run_id is None:
+        raise UsageError("--run-id is missing: several workers must all be given the same one")
+    if ensemble is not None:
+        raise UsageError(
+            "--ensemble trains each member in one process: leave K8S_WORKERS and TF_CONFIG out, "
+            "and each pod of an Indexed Job trains the member of its index"
+        )
 
 
 def _trained(
@@ -374,12 +401,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
     """Run one command; return its exit code and the verdict on it, if it has one."""
     command = typer.main.get_command(app)
+    invocation = Invocation(words)
     try:
-        ended = command.main(words, prog_name=PROGRAM, standalone_mode=False, obj=words)
+        invocation = Invocation.of(words, command, os.environ)
+        ended = command.main(
+            words,
+            prog_name=PROGRAM,
+            standalone_mode=False,
+            obj=invocation,
+            default_map=invocation.defaults,
+        )
+    except UsageError as error:
+        return _failed(invocation.explain(str(error)), error.exit_code)
     except JobError as error:
         return _failed(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _failed(_what_is_wrong(error), UsageError.exit_code)
+        return _failed(invocation.explain(_what_is_wrong(error)), UsageError.exit_code)
     except Exception as error:  # noqa: BLE001  anything else is a bug, and says so
         return _unforeseen(error)
     if isinstance(ended, dict):
@@ -428,9 +465,12 @@ def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
     wanted = verdict.given(words, os.environ, "--log") if logs else "text"
     progress = Progress(wanted or "auto", sys.stderr)
     console.tell_failure(progress, ended)
-    path = verdict.path(words, os.environ)
-    if (refusal := verdict.write(path, ended)) is not None:
-        progress.event("verdict_not_written", reason=refusal)
+    refusals = [verdict.write(verdict.path(words, os.environ), ended)]
+    if words[:1] in (["train"], ["retrain"]):
+        refusals.append(verdict.write_failure(failure_file(words, os.environ), ended))
+    for refusal in refusals:
+        if refusal is not None:
+            progress.event("verdict_not_written", reason=refusal)
 
 
 def entry_point() -> None:

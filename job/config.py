@@ -42,6 +42,7 @@ _RUN_ID = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _NOT_IDENTITY = (
     *("output", "run_id", "place", "source", "only", "strategy", "require_gpu"),
     *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard", "report"),
+    "tensorboard_dir",
 )
 # Fields that came later, and what all runs had until then: part of the identity where another is
 # given, so old digests hold.
@@ -119,6 +120,8 @@ class RunConfig:
     """Seconds to wait for the other workers before the training starts."""
     report: bool = False
     """Leave a page that shows the run, or how far an attempt came that failed or was stopped."""
+    tensorboard_dir: str | None = None
+    """Event files go below this folder or URI, by the run's name; None for the run's own folder."""
     tensorboard: bool = False
     """Also write event files for TensorBoard, one with each checkpoint."""
     augment: Augmentation = "none"
@@ -171,6 +174,8 @@ class RunConfig:
         _check_real("--peer-timeout", self.peer_timeout, "from 1 to 86400", 1, 86_400)
         _check_switch("--require-gpu", self.require_gpu)
         _check_switch("--tensorboard", self.tensorboard)
+        if self.tensorboard_dir is not None:
+            parse(self.tensorboard_dir, "--tensorboard-dir")
         _check_switch("--no-report", self.report)
         if self.require_gpu and self.strategy == "cpu":
             raise UsageError("--require-gpu and --strategy cpu exclude each other: drop one")
@@ -206,6 +211,13 @@ class RunConfig:
         ):
             # 1 and -0.0 equal 1.0 and 0.0, and so must their digests.
             object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+
+    @property
+    def events(self) -> Place | None:
+        """Folder of the run's event files, where that isn't below `place`."""
+        if self.tensorboard_dir is None:
+            return None
+        return parse(self.tensorboard_dir, "--tensorboard-dir") / self.run_id
 
     @property
     def identity(self) -> dict[str, Any]:

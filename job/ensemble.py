@@ -73,7 +73,7 @@ def train_ensemble(
             f"JOB_COMPLETION_INDEX is {index}, and --ensemble {count} has no such member: give the "
             "Job as many completions"
         )
-    folder = RunFolder(config.place)
+    folder = RunFolder(config.place, config.events)
     if (document := complete_already(folder, config, None, progress)) is not None:
         return config.place, document
     members = [config.member(number) for number in range(1, count + 1)]

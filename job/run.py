@@ -69,7 +69,7 @@ def train_run(
     Raises:
         JobError: whatever went wrong; nothing that exists was overwritten.
     """
-    folder = RunFolder(config.place)
+    folder = RunFolder(config.place, config.events)
     if (document := complete_already(folder, config, dataset, progress)) is not None:
         return document
 

@@ -147,7 +147,8 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Keep the developer's flags and credentials, and a cluster's variables out of tests."""
     for name in list(os.environ):
         ours = ("MNIST_JOB_", "K8S_", "AWS_", "STORAGE_EMULATOR", "GOOGLE_", "MLFLOW_", "KUBEFLOW_")
-        if name.startswith(ours) or name in {"TF_CONFIG", "JOB_COMPLETION_INDEX"}:
+        ours += ("AIP_", "CLOUD_ML_", "TRAINING_JOB_")
+        if name.startswith(ours) or name in {"TF_CONFIG", "CLUSTER_SPEC", "JOB_COMPLETION_INDEX"}:
             monkeypatch.delenv(name)
     # A page takes a third of a second of each run; tests/report/test_runs.py has them drawn.
     monkeypatch.setenv("MNIST_JOB_NO_REPORT", "true")

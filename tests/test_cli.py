@@ -28,8 +28,10 @@ TRAIN_FLAGS = [
     "export", "strategy", "require-gpu",
     "peer-timeout", "precision", "exchange", "checkpoint-seconds", "time-limit", "no-report", "log",
     "quiet", "storage-timeout", "anonymous", "termination-log", "liveness-file",
-    "tensorboard", "pushgateway",
+    "tensorboard", "tensorboard-dir", "pushgateway", "model-dir", "failure-file", "platform",
 ]  # fmt: skip
+OF_ONE_RUN = {"run-id", "model-dir", "tensorboard-dir"}
+OF_PLATFORMS = {"failure-file", "platform"}
 OF_SEVERAL = {"peer-timeout", "exchange", "ensemble"}
 OF_PUBLISHED = {"no-report", "export", "tensorboard", "pushgateway"}
 METRICS = {"test": {"accuracy": 0.5, "accuracy_interval_95": [0.4, 0.6], "examples": 9}}
@@ -42,10 +44,11 @@ FLAGS = {
     "runs": ["sort", "silent-after", "watch", "json", *STORAGE_FLAGS],
     "compare": ["compute", "json", *STORAGE_FLAGS],
     "fetch": STORAGE_FLAGS,
-    "retrain": [*(set(TRAIN_FLAGS) - {"run-id", *OF_SEVERAL}), "night", "promote", "gate-alpha",
+    "retrain": [*(set(TRAIN_FLAGS) - {*OF_ONE_RUN, *OF_SEVERAL}), "night", "promote", "gate-alpha",
                 "gate-minimum", "skip-bad-shards", "accept-changed-shards",
                 "leak-allow", "accept-drift", "stale-after", "notify", "again"],
-    "tune": [*(set(TRAIN_FLAGS) - {"run-id", "init-weights", *OF_SEVERAL, *OF_PUBLISHED}),
+    "tune": [*(set(TRAIN_FLAGS)
+               - {"init-weights", *OF_ONE_RUN, *OF_SEVERAL, *OF_PUBLISHED, *OF_PLATFORMS}),
              "study", "trials",
              "trial", "vary", "space", "objective", "reduction", "first-rung", "best", "report"],
     "champion": ["json", *STORAGE_FLAGS],
@@ -126,6 +129,9 @@ def assert_one_line(finished, code, *words, started=False):
         ("--data gs://bucket/a/../b", "--data"),
         ("--storage-timeout 0", "--storage-timeout"),
         ("--storage-timeout nan", "nan"),
+        ("--model-dir gs://bucket", "--model-dir"),
+        ("--tensorboard-dir ftp://somewhere/x", "--tensorboard-dir"),
+        ("--platform azure", "azure"),
         ("--no-such-flag", "--no-such-flag"),
         ("surplus", "surplus"),
     ],
@@ -258,7 +264,7 @@ def test_every_variable_reaches_the_config(command, monkeypatch):
         "augment_strength": 0.25, "dropout": 0.375, "validation": 0.125, "validation_seed": 6,
         "early_stopping": 4, "require_gpu": False, "peer_timeout": 9.5,
         "precision": "mixed_bfloat16", "checkpoint_seconds": 7.5, "time_limit": 60.0,
-        "tensorboard": True,
+        "tensorboard": True, "tensorboard_dir": "t",
     }  # fmt: skip
     for name, value in values.items():
         monkeypatch.setenv(f"MNIST_JOB_{name.upper()}", str(value))
@@ -913,10 +919,13 @@ print(json.dumps({{
     "room",
     [
         "run",
-        "drill",
+        "platforms",
+        "results.handover",
+        "commands.invocation",
+        "commands.drill",
         "results.inference",
         "workers.supervision",
-        "nights",
+        "commands.nights",
         "nightly.night",
         "nightly.contest",
         "nightly.guard",
@@ -925,12 +934,12 @@ print(json.dumps({{
         "nightly.proof",
         "nightly.pruning",
         "nightly.servable",
-        "looks",
+        "commands.looks",
         "catalog.comparing",
         "catalog.fetching",
         "catalog.history",
         "catalog.tables",
-        "tunes",
+        "commands.tunes",
         "tuning.trial",
         "tuning.tuner",
         "tuning.finals",

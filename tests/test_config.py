@@ -28,6 +28,7 @@ FIELDS = [field.name for field in fields(RunConfig) if field.init]
 NOT_IDENTITY = {
     *("output", "run_id", "only", "strategy", "require_gpu"),
     *("checkpoint_seconds", "time_limit", "peer_timeout", "tensorboard", "report"),
+    "tensorboard_dir",
 }
 
 # A legal value of each field that differs from the default.
@@ -62,6 +63,7 @@ OTHER: dict[str, Any] = {
     "ensemble": 3,
     "export": "savedmodel",
     "tensorboard": True,
+    "tensorboard_dir": "logs",
     "report": True,
 }
 # What a field is about, without which it is refused.

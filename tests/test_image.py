@@ -344,6 +344,39 @@ def test_a_stopped_pod_leaves_its_verdict_on_the_volume(image: Image, pod: dict[
     assert verdict["error"].startswith(left["error"])
 
 
+def on_sagemaker(image: Image, name: str, owner: int) -> Path:
+    """Lay the folders of a training job out on the volume; return where /opt/ml is."""
+    ml = image.folder / "runs" / name / "opt" / "ml"
+    for folder in ("input/config", "checkpoints", "model", "output/data"):
+        (ml / folder).mkdir(parents=True)
+    (ml / "input/config/hyperparameters.json").write_text('{"epochs": "1"}')
+    for path in (image.folder / "runs" / name).rglob("*"):
+        os.chown(path, owner, owner)
+    return ml
+
+
+def test_it_trains_as_sagemaker_starts_it(image: Image) -> None:
+    """`docker run IMAGE train`, and its model where SageMaker looks."""
+    ml = on_sagemaker(image, "machine", 10001)
+    place = {"MNIST_JOB_INTERNAL_ROOT": "/runs/machine", "TRAINING_JOB_NAME": "job-1"}
+    ended = image.run("train", **place)
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out.splitlines()[0])["platform"] == "sagemaker"
+    assert (ml / "model" / "metrics.json").read_bytes() == (
+        ml / "checkpoints" / "job-1" / "metrics.json"
+    ).read_bytes()
+
+
+def test_folders_of_root_are_refused_with_the_way_out(image: Image) -> None:
+    """SageMaker's belong to root, and the image runs as somebody else: README has two lines."""
+    on_sagemaker(image, "roots", 0)
+    ended = image.run("train", MNIST_JOB_INTERNAL_ROOT="/runs/roots", TRAINING_JOB_NAME="job-1")
+    assert (ended.code, ended.out) == (78, "")
+    verdict = json.loads(ended.verdict)
+    assert "can't be written by uid 10001" in verdict["error"]
+    assert "USER root" in verdict["error"]
+
+
 @pytest.mark.parametrize("seconds", [0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4])
 def test_sigterm_at_any_moment_ends_it_with_143(image: Image, seconds: float) -> None:
     """PID 1 ignores a signal that it has no handler for: without an init, the first ones fail."""

@@ -24,11 +24,14 @@ from job.storage import Place
 from job.training import checkpoint
 
 BRIEF = ("--epochs", "2")  # unless the flags say otherwise: the proof needs no long training
-# This process listens; and nobody else is to hear of trainings that are thrown away.
-_NOT_HANDED_ON = (
-    *("MNIST_JOB_QUIET", "MNIST_JOB_PUSHGATEWAY", "MLFLOW_TRACKING_URI"),
+# Nobody else is to hear of trainings that are thrown away, nor to find anything of them.
+_PUBLISHING = ("--pushgateway", "--model-dir", "--tensorboard-dir", "--failure-file")
+_NOT_HANDED_ON = {
+    "MNIST_JOB_QUIET",  # this process listens
+    "MLFLOW_TRACKING_URI",
     "KUBEFLOW_TRAINER_SERVER_URL",
-)
+    *("MNIST_JOB_" + flag[2:].upper().replace("-", "_") for flag in _PUBLISHING),
+}
 TRIES = 5  # a signal can come too late, when the training is over already
 
 
@@ -45,8 +48,9 @@ def drill(flags: Sequence[str], say: Callable[[str], None]) -> None:
     """
     if verdict.given(flags, os.environ, "--ensemble"):
         raise UsageError("the drill stops one training: leave --ensemble out")
-    if any(flag.partition("=")[0] == "--pushgateway" for flag in flags):
-        raise UsageError("the drill publishes nothing: leave --pushgateway out")
+    for flag in (word.partition("=")[0] for word in flags):
+        if flag in _PUBLISHING:
+            raise UsageError(f"the drill publishes nothing: leave {flag} out")
     with tempfile.TemporaryDirectory(prefix="mnist-job-drill-") as folder:
         unbroken = Path(folder, "unbroken")
         _train(flags, unbroken)
@@ -75,6 +79,7 @@ def drill(flags: Sequence[str], say: Callable[[str], None]) -> None:
 def _train(flags: Sequence[str], run: Path, stop_after_seconds: float | None = None) -> int | None:
     """Run the job; return the step it was stopped at, or None if it was not."""
     own = ["--output", str(run.parent), "--run-id", run.name, "--log", "json", "--no-report"]
+    own += ["--platform", "none"]  # whose folders are for what is to be kept
     heard = [word for word in flags if word != "--quiet"]  # this process listens
     process = subprocess.Popen(
         # Safe from whatever is called `job` or `json` in the current folder.

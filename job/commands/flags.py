@@ -60,6 +60,12 @@ def of_training(context: typer.Context, given: Mapping[str, Any]) -> dict[str, A
     return merged
 
 
+def of_tensorboard(context: typer.Context, wanted: bool, folder: str | None) -> bool:
+    """Return whether event files are written: a folder for them asks for them, unless told no."""
+    source = context.get_parameter_source("tensorboard")
+    return wanted or (folder is not None and (source is None or source.name == "DEFAULT"))
+
+
 def warn_of_unknown_variables(environment: Mapping[str, str], progress: Progress) -> None:
     """Report each variable that looks like a flag of some command and is none: a slip, most likely.
 
@@ -238,12 +244,40 @@ Tensorboard = Annotated[
     bool,
     _flag("tensorboard", "Also write event files for TensorBoard, one with each checkpoint."),
 ]
+TensorboardDir = Annotated[
+    str | None,
+    _flag(
+        "tensorboard-dir",
+        "Write them below this folder or URI, in a folder of the run's name. [default: tensorboard "
+        "in the run's own]",
+    ),
+]
 Pushgateway = Annotated[
     str | None,
     _flag(
         "pushgateway",
         "URL of a Prometheus Pushgateway to tell how it ended, or a file that holds one. "
         "[default: none]",
+    ),
+]
+FailureFile = Annotated[
+    str | None,
+    _flag("failure-file", "Write why here, in one line, if it fails. [default: none]"),
+]
+ModelDir = Annotated[
+    str | None,
+    _flag(
+        "model-dir",
+        "Folder or URI that all published files are copied to as well, metrics.json last. "
+        "[default: none]",
+    ),
+]
+Platform = Annotated[
+    Literal["auto", "none", "sagemaker", "vertex"],
+    _flag(
+        "platform",
+        "Take what this platform's files and variables say as defaults of flags; 'auto' looks "
+        "which one it is.",
     ),
 ]
 LivenessFile = Annotated[

@@ -11,6 +11,7 @@ import typer
 
 from job import __version__, storage
 from job.commands import console, flags
+from job.commands.invocation import Invocation
 from job.config import DataSource, RunConfig, check_run_id, fresh_run_id, parse_data, parse_duration
 from job.errors import (
     ConflictError,
@@ -25,7 +26,6 @@ from job.process.liveness import Liveness
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.storage import Settings, parse
-from job.workers.cluster import Cluster
 
 if TYPE_CHECKING:
     from job.nightly import champions
@@ -83,14 +83,18 @@ def retrain(
     no_report: flags.NoReport = False,
     tensorboard: flags.Tensorboard = RunConfig.tensorboard,
     pushgateway: flags.Pushgateway = None,
+    failure_file: flags.FailureFile = None,
+    platform: flags.Platform = "auto",
 ) -> dict[str, Any]:
     """Let a night happen: train on what is new, judge, promote."""
     given = dict(locals())  # before anything but the flags has a name
     verdict.check(termination_log)
+    verdict.check(failure_file, verdict.FAILURE)
+    invocation: Invocation = context.obj
     from job.nightly import notice  # noqa: PLC0415  the other commands need no HTTP
 
     url = None if notify is None else notice.url_of(notify)
-    cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
+    cluster = invocation.cluster(os.environ, together=strategy in ("auto", "multiworker"))
     if cluster.workers.count > 1 or strategy == "multiworker":
         raise UsageError("retrain runs as one process: start it as one pod, without workers")
     from job.nightly import desk, gate, guard  # noqa: PLC0415
@@ -129,6 +133,7 @@ def retrain(
     progress = Progress(log, liveness=Liveness(liveness_file), quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)
     watchers = console.watchers(pushgateway, cluster, progress)
+    invocation.tell(progress)
     progress.event("started", version=__version__, run=f"{config.output}, night {plan.night}")
     if notify is not None and url is None:
         progress.event("not_notified", to=notify, reason="there is no such file")

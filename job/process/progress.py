@@ -198,6 +198,17 @@ def drop_unwritten() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _platform(details: Mapping[str, Any]) -> str:
+    lines = [f"platform   {details['platform']}: {details['because']}"]
+    lines += [
+        f"             --{flag} {_flat(value)}, from {details['sources'][flag]}"
+        for flag, value in details["flags"].items()
+    ]
+    if details["ignored"]:
+        lines.append(f"             not read: {', '.join(details['ignored'])}")
+    return "\n".join(lines)
+
+
 def _loaded(details: Mapping[str, Any]) -> str:
     shape = " x ".join(map(str, details["image_shape"]))
     return (
@@ -393,6 +404,7 @@ _WARNINGS = (
     *("fetched_incomplete", "drawn_otherwise"),
 )
 _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "platform": _platform,
     "started": lambda details: f"start      mnist-job {details['version']}",
     "data_loaded": _loaded,
     "attempt_started": _started,
@@ -420,6 +432,7 @@ _SENTENCES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "begins_with": lambda details: f"weights    those of {details['weights']}, to begin with",
     "member_begins": lambda details: f"member     {details['run']}",
+    "model_copied": lambda details: f"model      copied to {details['to']}/",
     "members_missing": lambda details: (
         f"ensemble   waits for {', '.join(details['runs'])}: whoever ends last publishes it"
     ),

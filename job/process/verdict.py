@@ -21,6 +21,8 @@ from job.process import runtime
 from job.process.preemption import EXIT_INTERRUPTED
 
 OPTION = "--termination-log"
+FAILURE = "--failure-file"
+MAX_REASON = 1024  # characters: SageMaker shows no more
 KUBERNETES_LOG = "/dev/termination-log"  # where a container's log lies unless its pod says other
 MAX_BYTES = 4096  # Kubernetes keeps no more
 _STOPPED = (StoppedError.exit_code, EXIT_INTERRUPTED)
@@ -56,8 +58,8 @@ def given(words: Sequence[str], environment: Mapping[str, str], option: str) -> 
     return named or environment.get(variable) or None
 
 
-def check(path: str | None) -> None:
-    """Find out at the door whether a verdict could be written to `path`.
+def check(path: str | None, option: str = OPTION) -> None:
+    """Find out at the door whether a verdict could be written to `path`, the value of `option`.
 
     Raises:
         UsageError: it could not.
@@ -68,7 +70,7 @@ def check(path: str | None) -> None:
     written = target if target.exists() else target.parent
     if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
         raise UsageError(
-            f"{OPTION} {path!r} cannot be written: name a file in a folder that is there and "
+            f"{option} {path!r} cannot be written: name a file in a folder that is there and "
             "writable"
         )
 
@@ -106,12 +108,28 @@ def write(path: str | None, verdict: dict[str, Any]) -> str | None:
 
     A process that is about to end has nobody to raise to, and its exit code says more than this.
     """
-    if path is None:
+    return None if path is None else _written(OPTION, path, to_json(verdict))
+
+
+def write_failure(path: str | None, verdict: dict[str, Any]) -> str | None:
+    """Write why it failed to the file `path`, if it did; return why that failed, if it did.
+
+    One line of at most 1,024 characters, the exit code first. A run that was stopped, and will go
+    on, has not failed.
+    """
+    if path is None or verdict["status"] not in {"failed", "retry"}:
         return None
+    line = f"exit {verdict['code']}: {verdict['error']}"
+    line = line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
+    return _written(FAILURE, path, line.encode(errors="backslashreplace"))
+
+
+def _written(option: str, path: str, content: bytes) -> str | None:
+    """Write a file; return why that failed, if it did."""
     try:
-        Path(path).write_bytes(to_json(verdict))
+        Path(path).write_bytes(content)
     except (OSError, ValueError) as error:
-        return f"{OPTION} {path} could not be written: {error}"
+        return f"{option} {path} could not be written: {error}"
     return None
 
 

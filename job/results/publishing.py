@@ -55,6 +55,8 @@ class RunFolder:
     """The folder of one run."""
 
     place: Place
+    events_elsewhere: Place | None = None
+    """The folder of the event files where that is no folder of the run's own."""
 
     @property
     def metrics(self) -> Place:
@@ -89,7 +91,7 @@ class RunFolder:
     @property
     def events(self) -> Place:
         """The folder of the event files for TensorBoard."""
-        return self.place / "tensorboard"
+        return self.events_elsewhere or self.place / "tensorboard"
 
     @property
     def checkpoints(self) -> Place:

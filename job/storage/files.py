@@ -234,12 +234,23 @@ def _name(temporary: Path, path: Path) -> None:
         if not libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, _RENAME_NOREPLACE):
             return
         number = ctypes.get_errno()
-    if number not in {errno.EINVAL, errno.ENOSYS}:
+    if number not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
         raise OSError(number, os.strerror(number), str(path))
     raise ClusterError(
         f"cannot write {path}: its file system has neither hard links nor a rename that never "
-        "overwrites, so writers could destroy each other's work; choose an --output on another"
+        f"overwrites, so writers could destroy each other's work; {_elsewhere(path)}"
     )
+
+
+def _elsewhere(path: Path) -> str:
+    """Return what to choose instead of a path that can't be written safely."""
+    above, *below = path.absolute().parts[1:]
+    if above == "gcs" and len(below) > 1:  # where Vertex AI and Cloud Run mount buckets
+        return (
+            f"/gcs/{below[0]} is a bucket that is mounted: write gs://{below[0]} in the place of "
+            "that, and the job uses the bucket itself"
+        )
+    return "choose an --output on another"
 
 
 def _write_synced(path: Path, data: bytes) -> None:

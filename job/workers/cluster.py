@@ -53,13 +53,19 @@ class Cluster:
 
     @classmethod
     def from_environment(
-        cls, environment: Mapping[str, str], *, together: bool = True
+        cls,
+        environment: Mapping[str, str],
+        *,
+        together: bool = True,
+        otherwise: Workers | None = None,
     ) -> "Cluster":
         """Read the place from `environment`; an empty variable counts as unset.
 
         Args:
             environment: the process's.
             together: look for workers to train with; else this process is on its own.
+            otherwise: who trains together where the environment names nobody, as a platform's files
+                tell it; None for this process alone.
 
         Raises:
             ClusterError: it names workers, but not in a way that could work.
@@ -72,7 +78,7 @@ class Cluster:
             node=environment.get("K8S_NODE_NAME") or None,
             image=environment.get("K8S_IMAGE") or None,
             cpu_limit=(int(cores) or None) if cores.isdecimal() else None,
-            workers=_workers(environment) if together else Workers(),
+            workers=(_workers(environment) or otherwise or Workers()) if together else Workers(),
             completion_index=int(index) if index.isdecimal() else None,
         )
 
@@ -82,12 +88,13 @@ class Cluster:
         return {"job": self.job, "pod": self.pod, "node": self.node, "image": self.image}
 
 
-def _workers(environment: Mapping[str, str]) -> Workers:
-    """Return the workers of TF_CONFIG, else those of an Indexed Job, else this process alone."""
-    if text := environment.get("TF_CONFIG"):
-        return _of_tf_config(text)
+def _workers(environment: Mapping[str, str]) -> Workers | None:
+    """Return the workers of TF_CONFIG, of CLUSTER_SPEC, or of an Indexed Job; None without any."""
+    for name, chief, worker, form in _GROUPS:
+        if text := environment.get(name):
+            return _of_groups(name, text, chief, worker, form)
     if not environment.get("K8S_WORKERS"):
-        return Workers()
+        return None
     count = _integer(environment, "K8S_WORKERS", 1, 1_000)
     if count == 1:
         return Workers()
@@ -103,40 +110,68 @@ def _workers(environment: Mapping[str, str]) -> Workers:
     return Workers(tuple(f"{job}-{i}.{service}:{port}" for i in range(count)), index)
 
 
-def _of_tf_config(text: str) -> Workers:
+# Variables that name groups of workers, in the order they are believed in: what each calls the
+# chief and the others, and its form. CLUSTER_SPEC is Vertex AI's, whose pools go by their number.
+_GROUPS = (
+    (
+        "TF_CONFIG",
+        "chief",
+        "worker",
+        (
+            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, '
+            'with one more group {"chief": ["host:port"]} if there is one'
+        ),
+    ),
+    (
+        "CLUSTER_SPEC",
+        "workerpool0",
+        "workerpool1",
+        (
+            '{"cluster": {"workerpool0": ["host:port"], "workerpool1": ["host:port", ...]}, "task":'
+            ' {"type": "workerpool0", "index": 0}}'
+        ),
+    ),
+)
+
+
+def _of_groups(name: str, text: str, chief: str, worker: str, form: str) -> Workers:
     """Read {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": i}}.
 
     A group `chief` of one, as TensorFlow and Vertex AI have it, comes before the workers.
+
+    Args:
+        name: of the variable that holds `text`.
+        text: its JSON.
+        chief: what the group of one is called in it.
+        worker: what the group of the others is called.
+        form: what to give instead, where it isn't understood.
     """
     try:
         config = json.loads(text)
         groups, task = dict(config["cluster"]), config["task"]
         kind, index = task["type"], int(task["index"])
-        unknown = sorted({*groups, kind} - {"chief", "worker"})
-        chiefs, others = list(groups.get("chief", [])), list(groups.get("worker", []))
+        named = {group for group, members in groups.items() if members}  # an empty one is nobody
+        unknown = sorted({*named, kind} - {chief, worker})
+        chiefs, others = list(groups.get(chief) or []), list(groups.get(worker) or [])
         addresses = chiefs + others
         hosts_and_ports = [address.rpartition(":") for address in addresses]
         valid = (
             len(chiefs) <= 1
-            and 0 <= index < len(chiefs if kind == "chief" else others)
+            and 0 <= index < len(chiefs if kind == chief else others)
             and all(host and 0 < int(port) < 65_535 for host, _, port in hosts_and_ports)
             and len(set(addresses)) == len(addresses)
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         valid, unknown = False, []
     if unknown:
         raise ClusterError(
-            f"TF_CONFIG {text[:200]!r} names {' and '.join(map(repr, unknown))}, which this job "
+            f"{name} {text[:200]!r} names {' and '.join(map(repr, unknown))}, which this job "
             "has no part for: it trains on one chief and workers, without parameter servers, and "
             "the chief evaluates; leave others out"
         )
     if not valid:
-        raise ClusterError(
-            f"TF_CONFIG {text[:200]!r} is not understood: give "
-            '{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}, '
-            'with one more group {"chief": ["host:port"]} if there is one'
-        )
-    index += len(chiefs) if kind == "worker" else 0
+        raise ClusterError(f"{name} {text[:200]!r} is not understood: give {form}")
+    index += len(chiefs) if kind == worker else 0
     return Workers(tuple(addresses), index) if len(addresses) > 1 else Workers()
 
 

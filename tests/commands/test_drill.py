@@ -56,3 +56,33 @@ def test_drill_imports_nothing_from_the_current_folder(command, foreign_folder, 
     failed = command("drill", "--data", "nowhere.npz")
     assert failed.code == 66
     assert "nowhere.npz does not exist" in failed.err
+
+
+PUBLISHING = ["--pushgateway", "--model-dir", "--tensorboard-dir", "--failure-file"]
+
+
+def test_what_it_trains_is_for_nobody(monkeypatch):
+    """Neither for a platform, whose folders are for what is kept, nor where variables say."""
+    seen = []
+
+    def start(words, *, env, **_):
+        seen.append((words, env))
+        raise JobError
+
+    variables = [f"MNIST_JOB_{flag[2:].upper().replace('-', '_')}" for flag in PUBLISHING]
+    for name in variables:
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setattr(drill.subprocess, "Popen", start)
+    with pytest.raises(JobError):
+        drill.drill(["--platform", "sagemaker"], print)
+    [(words, env)] = seen
+    assert words[-2:] == ["--platform", "none"]  # the last one counts
+    assert not set(variables) & env.keys()
+
+
+@pytest.mark.parametrize("flag", PUBLISHING)
+def test_it_publishes_nothing(command, flag):
+    for words in ([flag, "x"], [f"{flag}=x"]):
+        refused = command("drill", *words)
+        assert refused.code == 64
+        assert f"leave {flag} out" in refused.err

@@ -182,3 +182,34 @@ def test_a_signal_that_comes_too_late_changes_nothing(command, monkeypatch, log)
     monkeypatch.setattr(verdict, "write", struck)
     assert command("train", "--epochs", "0", "--termination-log", log).code == 64
     assert read(log)["code"] == 64
+
+
+@pytest.mark.parametrize("code", [64, 70, 74, 75, 77, 78])
+def test_a_failure_leaves_its_reason_in_one_line(tmp_path: Path, code: int) -> None:
+    path = tmp_path / "failure"
+    assert verdict.write_failure(str(path), verdict.failure("--epochs must be ...", code)) is None
+    assert path.read_text() == f"exit {code}: --epochs must be ..."
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_what_was_stopped_has_not_failed(tmp_path: Path, code: int) -> None:
+    path = tmp_path / "failure"
+    assert verdict.write_failure(str(path), verdict.failure("stopped", code)) is None
+    assert verdict.write_failure(str(path), verdict.success("r", None)) is None
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(("length", "cut"), [(1015, False), (1016, True), (9_000, True)])
+def test_a_reason_has_1024_characters_at_most(tmp_path: Path, length: int, *, cut: bool) -> None:
+    path = tmp_path / "failure"
+    verdict.write_failure(str(path), verdict.failure("ä" * length, 64))
+    text = path.read_text(encoding="utf-8")
+    assert len(text) == min(1024, len("exit 64: ") + length)
+    assert text.endswith("...") is cut
+
+
+def test_a_reason_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    refusal = verdict.write_failure(str(tmp_path / "no" / "x"), verdict.failure("x", 64))
+    assert refusal is not None
+    assert refusal.startswith("--failure-file ")
+    assert verdict.write_failure(None, verdict.failure("x", 64)) is None

@@ -25,7 +25,7 @@ from job.errors import (
     UsageError,
 )
 from job.storage import Place, parse
-from job.storage.files import temporary_name
+from job.storage.files import _name, temporary_name
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"\xff" * 100], ids=["empty", "nul", "full"])
@@ -696,7 +696,7 @@ def fail_renames(patch: pytest.MonkeyPatch, number: int | None) -> None:
     patch.setattr(ctypes, "CDLL", Library)
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, None])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, None])
 def test_a_file_system_that_would_overwrite_is_refused_for_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_links: list[Path], number: int | None
 ) -> None:
@@ -706,6 +706,25 @@ def test_a_file_system_that_would_overwrite_is_refused_for_good(
         storage.create(parse(str(path)), b"content")
     assert no_links == [path]
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/gcs/bucket/runs/r/metrics.json", "gs://bucket in the place of"),
+        ("/gcs/bucket", "choose an --output on another"),
+        ("/mnt/gcs/bucket/runs", "choose an --output on another"),
+        ("/x", "choose an --output on another"),
+    ],
+)
+def test_of_a_mounted_bucket_the_uri_is_told(
+    path: str, told: str, monkeypatch: pytest.MonkeyPatch, no_links: list[Path]
+) -> None:
+    """As Vertex AI mounts them; a link and such a rename fail there."""
+    fail_renames(monkeypatch, errno.EINVAL)
+    with pytest.raises(ClusterError, match=told):
+        _name(Path("temporary"), Path(path))
+    assert no_links == [Path(path)]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EACCES, errno.EROFS])

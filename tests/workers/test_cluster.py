@@ -4,6 +4,8 @@ import json
 from dataclasses import FrozenInstanceError, asdict
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from job.errors import ClusterError
 from job.workers.cluster import Cluster, Workers
@@ -146,6 +148,10 @@ def test_a_process_that_wants_no_others_does_not_look_for_them() -> None:
         ({"TF_CONFIG": tf_config(cluster=["worker"])}, "TF_CONFIG"),
         ({"TF_CONFIG": tf_config(task={"type": ["worker"], "index": 0})}, "TF_CONFIG"),
         ({"TF_CONFIG": tf_config(task={"type": "chief", "index": 0})}, "TF_CONFIG"),
+        ({"TF_CONFIG": "[" * 100_000}, "TF_CONFIG"),
+        ({"CLUSTER_SPEC": "{"}, "CLUSTER_SPEC"),
+        ({"CLUSTER_SPEC": tf_config()}, "CLUSTER_SPEC .* 'worker'"),  # of the other variable
+        ({"CLUSTER_SPEC": tf_config(cluster={"workerpool0": ["a:1", "b:1"]})}, "CLUSTER_SPEC"),
     ],
 )
 def test_a_cluster_that_cannot_work_is_refused(change: dict[str, str], named: str) -> None:
@@ -184,3 +190,65 @@ def test_those_without_a_part_are_refused_by_name(unknown: str) -> None:
     for text in configs:
         with pytest.raises(ClusterError, match=f"names '{unknown}', which this job has no part"):
             Cluster.from_environment({"TF_CONFIG": text})
+
+
+def cluster_spec(pools: dict[str, list[str]], kind: str, index: int) -> str:
+    """Return CLUSTER_SPEC as Vertex AI documents it."""
+    task = {"type": kind, "index": index, "trial": "TRIAL_ID"}
+    whole = {"cluster": pools, "environment": "cloud", "task": task, "job": "{...}"}
+    return json.dumps(whole)
+
+
+names = st.text("abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=20)
+addresses_of_pools = st.lists(
+    st.builds("{}:{}".format, names, st.integers(1, 65_534)), min_size=1, max_size=6, unique=True
+)
+
+
+@given(addresses=addresses_of_pools, data=st.data(), empty=st.booleans())
+def test_pools_of_vertex_are_a_chief_and_workers(
+    addresses: list[str], data: st.DataObject, empty: bool
+) -> None:
+    """Pool 0 is the chief, pool 1 the workers; a pool that was left empty is nobody."""
+    place = data.draw(st.integers(0, len(addresses) - 1))
+    pools = {"workerpool0": addresses[:1], "workerpool1": addresses[1:]}
+    pools |= {"workerpool2": []} if empty else {}
+    kind, index = ("workerpool0", 0) if place == 0 else ("workerpool1", place - 1)
+    workers = Cluster.from_environment({"CLUSTER_SPEC": cluster_spec(pools, kind, index)}).workers
+    wanted = Workers(tuple(addresses), place) if len(addresses) > 1 else Workers()
+    assert workers == wanted
+
+
+@pytest.mark.parametrize("pool", ["workerpool2", "workerpool3"])
+def test_other_pools_of_vertex_are_refused_by_name(pool: str) -> None:
+    pools = {"workerpool0": ["c:2222"], "workerpool1": ["a:2222"], pool: ["d:2222"]}
+    for kind in ("workerpool0", pool):
+        with pytest.raises(ClusterError, match=f"names '{pool}', which this job has no part"):
+            Cluster.from_environment({"CLUSTER_SPEC": cluster_spec(pools, kind, 0)})
+
+
+def test_tf_config_wins_over_the_pools_of_vertex() -> None:
+    pools = cluster_spec({"workerpool0": ["c:1"], "workerpool1": ["d:1"]}, "workerpool0", 0)
+    both = {"TF_CONFIG": tf_config(), "CLUSTER_SPEC": pools}
+    assert Cluster.from_environment(both).workers == Workers(("a:2222", "b:2222"), 1)
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
+def test_what_is_no_cluster_is_refused_and_no_bug(value: object) -> None:
+    for name in ("TF_CONFIG", "CLUSTER_SPEC"):
+        for text in (json.dumps(value), json.dumps({"cluster": value, "task": value}), str(value)):
+            if text:
+                with pytest.raises(ClusterError, match=name):
+                    Cluster.from_environment({name: text})
+
+
+def test_who_trains_together_may_be_known_from_elsewhere() -> None:
+    """From a platform's files; the environment wins."""
+    told = Workers(("x:1", "y:1"), 1)
+    assert Cluster.from_environment({}, otherwise=told).workers == told
+    assert Cluster.from_environment({}, otherwise=told, together=False).workers == Workers()
+    assert Cluster.from_environment(INDEXED_JOB, otherwise=told).workers.count == 3
+    alone = {
+        "TF_CONFIG": tf_config(cluster={"worker": ["a:1"]}, task={"type": "worker", "index": 0})
+    }
+    assert Cluster.from_environment(alone, otherwise=told).workers == Workers()
