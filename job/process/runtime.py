@@ -109,7 +109,8 @@ def import_tensorflow() -> dict[str, str]:
         if error.name not in {"keras", "tensorflow"}:
             raise
         raise ClusterError(
-            f"{error.name} is not installed: install the job with its extra cpu or gpu"
+            f"{error.name} is not installed: install mnist-job[cpu], or mnist-job[gpu] on a "
+            "machine with an NVIDIA GPU"
         ) from error
     finally:
         gc.freeze()
