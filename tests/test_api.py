@@ -100,28 +100,14 @@ def test_the_snippet_of_the_package_is_of_its_names():
 # --- train --------------------------------------------------------------------------------------
 
 
-def test_training_from_python_makes_the_commands_bytes_twice_in_a_row(config, expected, capfd):
-    before = handlers()
-    capfd.readouterr()
-    metrics = train(config)
-    assert weights_of(metrics) == expected
-    assert metrics == json.loads(Path(str(config.place), "metrics.json").read_text())
-    assert metrics["timing"]["total_seconds"] < 60  # of the call, not of this old process
-    assert train(config) == metrics  # complete already
-    assert capfd.readouterr() == ("", "")
-    again = RunConfig.of(**vars_of(config), run_id="again")
-    assert weights_of(train(again, log="text")) == expected
-    assert "accuracy   " in capfd.readouterr().out
-    assert handlers() == before
-
-
 def vars_of(config):
     names = ("data", "epochs", "output", "report")
     return {name: getattr(config, name) for name in names}
 
 
+@pytest.mark.slow
 def test_off_the_main_thread_an_event_stops_a_training_that_can_be_gone_on_with(
-    config, expected, monkeypatch
+    config, expected, monkeypatch, capfd
 ):
     stop, raised = threading.Event(), []
     monkeypatch.setattr(Silence, "moved", lambda *_: stop.set())
@@ -136,20 +122,24 @@ def test_off_the_main_thread_an_event_stops_a_training_that_can_be_gone_on_with(
     thread.start()
     thread.join(60)
     assert raised == ["stopped as asked, the work is saved"]
-    metrics = train(config)
+    metrics = train(config, log="text")
     assert metrics["train"]["resumed_step"] > 0
     assert weights_of(metrics) == expected
+    assert "accuracy   " in capfd.readouterr().out
 
 
-def test_ctrl_c_saves_and_the_same_call_goes_on(config, expected, monkeypatch):
+def test_ctrl_c_saves_and_the_same_call_makes_the_commands_bytes(
+    config, expected, monkeypatch, capfd
+):
     """As a kernel of a notebook has it: Python's own handler, and TensorFlow in the way."""
-    pressed = iter([True])
+    before, pressed = handlers(), iter([True])
 
     def moved(*_):
         if next(pressed, False):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.5)  # as a chunk of a larger training takes
 
+    capfd.readouterr()
     with monkeypatch.context() as patch:
         patch.setattr(Silence, "moved", moved)
         with pytest.raises(KeyboardInterrupt, match="the work is saved"):
@@ -158,6 +148,11 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(config, expected, monkeypatch):
     assert metrics["attempts"] == 2
     assert metrics["train"]["resumed_step"] > 0
     assert weights_of(metrics) == expected
+    assert metrics == json.loads(Path(str(config.place), "metrics.json").read_text())
+    assert metrics["timing"]["total_seconds"] < 60  # of the call, not of this old process
+    assert train(config) == metrics  # complete already
+    assert capfd.readouterr() == ("", "")
+    assert handlers() == before
 
 
 def test_a_second_ctrl_c_waits_no_longer():
