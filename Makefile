@@ -12,7 +12,7 @@ CA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-mlflow test-web check format seeds accuracy ablation bench workers chaos \
-	chaos-nights chaos-storage chaos-tune wheel image image-test image-sizes mutants gate picture lock \
+	chaos-nights chaos-storage chaos-tune wheel sbom image image-test image-sizes mutants gate picture lock \
 	lock-peers clean
 .DELETE_ON_ERROR:
 
@@ -100,6 +100,11 @@ wheel: $(READY) ## Build the wheel into dist/ (uvx --from './dist/mnist_job-....
 	@UV_SYSTEM_CERTS=1 $(BIN)/uv build --quiet --wheel --out-dir dist \
 		--require-hashes --build-constraints requirements.lock
 	@ls dist/*.whl
+
+sbom: wheel ## List what wheel and image are made of, as CycloneDX, in dist/ (EXTRA=gpu)
+	@$(BIN)/python scripts/sbom.py wheel $(EXTRA) --wheel dist/*.whl > dist/wheel-$(EXTRA).cdx.json
+	@$(BIN)/python scripts/sbom.py image $(EXTRA) > dist/image-$(EXTRA).cdx.json
+	@ls dist/*-$(EXTRA).cdx.json
 
 image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=..., CA=bundle)
 	@CA="$(CA)" scripts/image build $(EXTRA) $(BASE)
