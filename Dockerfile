@@ -37,7 +37,7 @@ RUN rm -rf /opt/mnist-job/lib/python3*/site-packages/clang \
 
 # --- the job itself, into a folder of its own: a small layer on a large one that stays ---------
 FROM dependencies AS job
-COPY LICENSE README.md ./
+COPY LICENSE ./
 COPY job job
 RUN --mount=type=secret,id=ca if [ -f /run/secrets/ca ]; then \
         export SSL_CERT_FILE=/run/secrets/ca; \

@@ -13,8 +13,8 @@ CA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-mlflow test-backends test-web check format seeds accuracy \
-	ablation bench workers chaos chaos-nights chaos-storage chaos-tune image image-test image-sizes mutants gate picture lock lock-peers \
-	clean
+	ablation bench workers chaos chaos-nights chaos-storage chaos-tune wheel sbom image image-test \
+	image-sizes mutants gate picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -112,6 +112,17 @@ chaos: $(READY) ## Kill trainings and workers, really, and compare every byte (7
 	@$(BIN)/python scripts/chaos/workers.py --workers 2 --times 5 \
 		--flags "--preset cnn --epochs 8 --dropout 0.2 --validation 0.1"
 
+wheel: $(READY) ## Build the wheel into dist/ (uvx --from './dist/mnist_job-....whl[cpu]' mnist-job train)
+	@rm -rf dist/*.whl
+	@UV_SYSTEM_CERTS=1 $(BIN)/uv build --quiet --wheel --out-dir dist \
+		--require-hashes --build-constraints requirements.lock
+	@ls dist/*.whl
+
+sbom: wheel ## List what wheel and image are made of, as CycloneDX, in dist/ (EXTRA=gpu)
+	@$(BIN)/python scripts/sbom.py wheel $(EXTRA) --wheel dist/*.whl > dist/wheel-$(EXTRA).cdx.json
+	@$(BIN)/python scripts/sbom.py image $(EXTRA) > dist/image-$(EXTRA).cdx.json
+	@ls dist/*-$(EXTRA).cdx.json
+
 image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=..., CA=bundle)
 	@CA="$(CA)" scripts/image build $(EXTRA) $(BASE)
 
@@ -165,5 +176,5 @@ lock-peers: $(READY) ## Resolve the libraries that `make bench` compares with an
 		$(PEER) --python-platform linux $(TORCH_FROM) --output-file torch.txt torch.in
 
 clean: ## Remove the environment and all caches, but no run
-	@rm -rf .venv .venv-checks .venv-mlflow .venv-backends .prometheus .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf dist .venv .venv-checks .venv-mlflow .venv-backends .prometheus .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find job tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +

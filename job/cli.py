@@ -7,12 +7,12 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from job import __version__, storage
+from job import __version__, api, storage
+from job.api import CHAMPION
 from job.commands import console, flags, looks, nights, tunes
 from job.commands.console import HURRY_SECONDS
 from job.commands.invocation import Invocation, failure_file
@@ -35,7 +35,6 @@ from job.workers import watchdog
 from job.workers.cluster import Cluster
 
 PROGRAM = "mnist-job"
-CHAMPION = "champion"  # as weights: those of whoever is champion below --output
 EXIT_BUG = JobError.exit_code
 STANDARD_OUTPUT = "-"  # as a file
 _BUG = "this is a bug in the job, not in what you did: please report it"
@@ -150,9 +149,7 @@ def train(
     preemption.install()
     from job.results.publishing import RunFolder  # noqa: PLC0415
 
-    if init_weights == CHAMPION:
-        begun = RunFolder(config.place).begun_as() or {}
-        config = replace(config, init_weights=_champion_of_a_run(begun, config.output))
+    config = api.settled(config)
     recipient.check_free(config)
     if cluster.workers.count > 1:
         from job.workers import supervision  # noqa: PLC0415
@@ -182,7 +179,7 @@ def train(
         telling_failures,
         watchers.following(),
     ):
-        place, document = _trained(config, cluster, preemption, progress)
+        place, document = api.trained(config, cluster, preemption, progress)
         if document is not None and place == config.place:
             recipient.take(RunFolder(place), document, progress)
     if document is not None and place == config.place:  # not a member of an ensemble
@@ -205,19 +202,6 @@ def _check_workers(cluster: Cluster, run_id: str | None, ensemble: int | None) -
             "--ensemble trains each member in one process: leave K8S_WORKERS and TF_CONFIG out, "
             "and each pod of an Indexed Job trains the member of its index"
         )
-
-
-def _trained(
-    config: RunConfig, cluster: Cluster, preemption: Preemption, progress: Progress
-) -> tuple[Place, dict[str, Any] | None]:
-    """Train what `config` says, and return where it lies, and its metrics where they are ours."""
-    if config.ensemble is not None:
-        from job.ensemble import train_ensemble  # noqa: PLC0415
-
-        return train_ensemble(config, cluster, preemption, progress)
-    from job.run import train_run  # noqa: PLC0415
-
-    return config.place, train_run(config, cluster, preemption, progress)
 
 
 @app.command()
@@ -306,39 +290,14 @@ def predict(
 def _weights(context: typer.Context, weights: str, output: str) -> Place:
     """Return where the weights lie that the flags of a command name."""
     if weights == CHAMPION:
-        return _champion(output)
+        return api.weights_at(weights, output)
     source = context.get_parameter_source("output")
     if source is not None and source.name == "COMMANDLINE":
         raise UsageError(
             f"--output says below which folder the {CHAMPION} is looked for, and --weights names "
             "none: leave it out; scores are written to --report"
         )
-    return parse(weights, "--weights")
-
-
-def _champion(output: str) -> Place:
-    """Return the folder of the run that is champion below `output`."""
-    from job.nightly import champions  # noqa: PLC0415
-
-    log = champions.Log(parse(output, "--output"))
-    return log.output / log.needed().champion.run
-
-
-def _champion_of_a_run(begun: dict[str, Any], output: str) -> str:
-    """Return the folder of the champion that a run began with, or begins with now.
-
-    Args:
-        begun: what its first attempt wrote down; empty before that.
-        output: where the champions are.
-    """
-    from job.nightly import champions  # noqa: PLC0415
-
-    log = champions.Log(parse(output, "--output"))
-    if (found := begun.get("init_weights")) is not None and any(
-        found == str(log.output / entry.champion.run) for entry in log.entries()
-    ):
-        return str(found)
-    return str(_champion(output))  # of a run that began with no champion, the config differs
+    return api.weights_at(weights, output)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -4,6 +4,8 @@ A config that exists is valid: each class validates itself when it is made, befo
 imported and before anything is read or written, and names the flag that is wrong.
 """
 
+import dataclasses
+import difflib
 import hashlib
 import json
 import math
@@ -149,6 +151,34 @@ class RunConfig:
     """Folder that the run is published in."""
     source: DataSource = field(init=False, repr=False)
     """What names the data set."""
+
+    @classmethod
+    def of(
+        cls, *, preset: Preset = "reference", run_id: str | None = None, **fields: Any
+    ) -> "RunConfig":
+        """Return the config of `mnist-job train` with flags of these names and values.
+
+        Variables of the environment are not looked at.
+
+        Args:
+            preset: values for many fields at once; any field given beside it wins.
+            run_id: None for a fresh one.
+            fields: other fields of the config, such as `epochs=3`. Unlike that of a bare config,
+                `report` is True unless given.
+
+        Raises:
+            UsageError: there is no such preset or field, or a value is wrong.
+        """
+        _check_choice("--preset", preset, Preset)
+        known = [each.name for each in dataclasses.fields(cls) if each.init]
+        for name in fields:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                meant = f": is {near[0]} meant?" if near else f", only {', '.join(sorted(known))}"
+                raise UsageError(f"a config has no field {name!r}{meant}")
+        fields = {"report": True} | fields_of_preset(preset, fields) | fields
+        run_id = run_id or fresh_run_id(fields.get("model", cls.model))
+        return cls(run_id=run_id, **fields)
 
     def __post_init__(self) -> None:
         check_run_id(self.run_id)
@@ -327,6 +357,14 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     },
 }
 """Fields that a preset gives other values than `RunConfig` does."""
+
+
+def fields_of_preset(preset: Preset, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a preset gives that `given`, fields by name, does not."""
+    fields = {name: value for name, value in PRESETS[preset].items() if name not in given}
+    if given.get("augment", "affine") != "affine":
+        fields.pop("augment_strength", None)  # the preset's is of affine
+    return fields
 
 
 def check_run_id(run_id: str) -> str:

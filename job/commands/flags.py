@@ -52,12 +52,9 @@ def of_training(context: typer.Context, given: Mapping[str, Any]) -> dict[str, A
         source = context.get_parameter_source(name)
         return source is not None and source.name != "DEFAULT"
 
-    preset: dict[str, Any] = config.PRESETS[given["preset"]]
-    fields = {name: value for name, value in preset.items() if not is_given(name)}
-    merged = {name: given[name] for name in _OF_TRAINING} | fields
-    if merged["augment"] != "affine" and "augment_strength" in fields:
-        merged["augment_strength"] = given["augment_strength"]  # the preset's is of affine
-    return merged
+    by_somebody = {name: given[name] for name in _OF_TRAINING if is_given(name)}
+    by_preset = config.fields_of_preset(given["preset"], by_somebody)
+    return {name: given[name] for name in _OF_TRAINING} | by_preset
 
 
 def of_tensorboard(context: typer.Context, wanted: bool, folder: str | None) -> bool:

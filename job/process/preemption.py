@@ -1,5 +1,7 @@
 """SIGTERM and time limits -> a stop at a moment that loses nothing: the only user of signals.
 
+Who calls the job from Python keeps the signals, and asks (`Asked`).
+
 Where a run reads and writes it can be left at any instant, because whatever it writes appears whole
 or not at all; there a signal raises at once. TensorFlow and Keras swallow or wrap what is raised
 inside them, and the training loop holds work that exists nowhere else; so both run `deferred`: a
@@ -126,8 +128,8 @@ class Preemption:
             yield
         finally:
             self._deferring = outer
-        if not outer and self._signal is not None and (reason := self.reason()) is not None:
-            raise reason
+        if not outer and (stop := self.stop()) is not None:
+            raise stop
 
     @contextlib.contextmanager
     def passed_on(self, process_id: int) -> Iterator[None]:
@@ -184,6 +186,32 @@ class Preemption:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._child, signal.SIGKILL)
         os._exit(EXIT_INTERRUPTED)
+
+
+class Asked(Preemption):
+    """The same for who calls the job from Python: no signal is taken, and any thread will do."""
+
+    def __init__(
+        self, time_limit_seconds: float | None = None, asked: threading.Event | None = None
+    ) -> None:
+        """Start the clock of the limit; stop when `asked` is set, if there is such an event."""
+        super().__init__(time_limit_seconds)
+        self._asked = asked
+
+    def install(self) -> None:
+        """Leave all signals to whoever has them."""
+
+    def interrupt(self) -> None:
+        """Let the run save and end as by Ctrl-C."""
+        self._signal = signal.SIGINT
+
+    def stop(self) -> BaseException | None:
+        """Return what to raise because somebody asked, or None to go on."""
+        if self._signal is not None:
+            return KeyboardInterrupt("the work is saved: train the same config to go on")
+        if self._asked is not None and self._asked.is_set():
+            return StoppedError("stopped as asked, the work is saved")
+        return None
 
 
 def _hear(listen: Callable[[int], None] | None) -> None:

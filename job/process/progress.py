@@ -158,6 +158,20 @@ class Progress:
                 write_line(sys.stderr, self._line(name, details))
 
 
+class Silence(Progress):
+    """Says nothing, not even a warning."""
+
+    def event(self, name: str, **details: Any) -> None:
+        """Show that the run moves."""
+        del name, details
+        self.beat()
+
+    def moved(self, moment: Callable[[], Moment]) -> None:
+        """Show that the run moves."""
+        del moment
+        self.beat()
+
+
 def write_line(stream: TextIO, line: str) -> None:
     """Write `line` to `stream`, whatever the stream can show.
 

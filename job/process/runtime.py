@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Usage:
-    """What this process has used since it started."""
+    """What this process has used since it started, or since `count_from_here`."""
 
     wall_seconds: float
     cpu_seconds: float
@@ -73,16 +73,22 @@ def limit_threads(threads: int) -> None:
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(threads))  # no sum depends on these
 
 
-def beside(work: Callable[[], Result]) -> "Future[Result]":
+def beside(work: Callable[[], Result], done: "Future[Result] | None" = None) -> "Future[Result]":
     """Begin `work` in a thread of its own; the process doesn't wait for it when it ends.
 
     Reading, inflating and hashing leave Python's lock to the import of TensorFlow for most of their
     time. Not the other way round: a process that ended while a thread imports TensorFlow could
     hang.
+
+    Args:
+        work: what to do.
+        done: takes the result, for who wants to hold it before the thread begins.
     """
-    done: Future[Result] = Future()
+    done = Future() if done is None else done
 
     def run() -> None:
+        if not done.set_running_or_notify_cancel():
+            return
         try:
             done.set_result(work())
         except BaseException as error:  # noqa: BLE001  it is raised where the result is asked for
@@ -99,22 +105,38 @@ def import_tensorflow() -> dict[str, str]:
     the job uses none of them through Keras. The garbage collector rests meanwhile, and never looks
     at what was imported: a sixth of the import went into looking through objects that all stay.
     """
+    if {"keras", "tensorflow"} <= sys.modules.keys():  # nothing to hide, and nothing to freeze
+        return _versions()
     collecting = gc.isenabled()
     gc.disable()
     try:
         with without("matplotlib", "pandas", "scipy"):
-            import keras  # noqa: PLC0415
-            import tensorflow as tf  # noqa: PLC0415
+            import keras  # noqa: F401, PLC0415
+            import tensorflow  # noqa: F401, ICN001, PLC0415
     except ModuleNotFoundError as error:
         if error.name not in {"keras", "tensorflow"}:
             raise
         raise ClusterError(
-            f"{error.name} is not installed: install the job with its extra cpu or gpu"
+            f"{error.name} is not installed: install mnist-job[cpu], or mnist-job[gpu] on a "
+            "machine with an NVIDIA GPU"
         ) from error
     finally:
         gc.freeze()
         if collecting:
             gc.enable()
+    return _versions()
+
+
+def _versions() -> dict[str, str]:
+    import keras  # noqa: PLC0415
+    import tensorflow as tf  # noqa: PLC0415
+
+    # Somebody's own program may have imported it before us, with a backend of its own.
+    if (backend := keras.config.backend()) != "tensorflow":
+        raise ClusterError(
+            f"Keras was imported with the backend {backend!r}, and the job needs 'tensorflow': set "
+            "KERAS_BACKEND=tensorflow before the first import of keras"
+        )
     return {"tensorflow": tf.__version__, "keras": keras.__version__}
 
 
@@ -173,11 +195,19 @@ def _cgroup_quota(cgroup: Path) -> float | None:
 def usage() -> Usage:
     """Return what this process has used so far; wall time counts from its start, not ours."""
     spent = resource.getrusage(resource.RUSAGE_SELF)
+    began, cpu_before = _counted_from or (_process_start(), 0.0)
     return Usage(
-        wall_seconds=time.time() - _process_start(),
-        cpu_seconds=spent.ru_utime + spent.ru_stime,
+        wall_seconds=time.time() - began,
+        cpu_seconds=spent.ru_utime + spent.ru_stime - cpu_before,
         peak_memory_mib=_peak_memory_bytes(spent.ru_maxrss) / MEBIBYTE,
     )
+
+
+def count_from_here() -> None:
+    """Let `usage` count seconds from now on, where the process is somebody else's and older."""
+    global _counted_from  # noqa: PLW0603
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    _counted_from = time.time(), spent.ru_utime + spent.ru_stime
 
 
 def _peak_memory_bytes(ru_maxrss: int) -> int:
@@ -251,4 +281,5 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return " ".join(line.lstrip("\t :").split()) or platform.machine()
 
 
+_counted_from: tuple[float, float] | None = None  # wall and CPU seconds; None: the process's start
 _IMPORTED = time.time()  # the best guess at our start where there is no /proc

@@ -60,8 +60,8 @@ def load() -> None:
             import tensorboardX  # noqa: F401, PLC0415
     except ModuleNotFoundError as error:
         raise ClusterError(
-            "--tensorboard needs tensorboardX, which is not installed: install the job with its "
-            "extra tensorboard as well, or leave the flag out"
+            "--tensorboard needs tensorboardX, which is not installed: install "
+            "mnist-job[cpu,tensorboard], or leave the flag out"
         ) from error
 
 

@@ -1,8 +1,9 @@
 """Published weights -> the scores of a data set, or predictions for single images."""
 
 import json
+import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,14 +14,14 @@ import numpy.typing as npt
 
 from job import __version__, storage
 from job.config import MOST_MEMBERS, DataSource, ModelName, RunConfig
-from job.data.examples import MAX_CLASSES, MAX_SIDE_PIXELS
+from job.data.examples import MAX_CLASSES, MAX_SIDE_PIXELS, Labels
 from job.data.source import Dataset, load, of_run
-from job.errors import ConflictError, DataError, MissingInputError
+from job.errors import ConflictError, DataError, MissingInputError, UsageError
 from job.pictures import handwriting
 from job.process import runtime
 from job.process.progress import Progress
 from job.results import publishing
-from job.results.answers import Choice, Prediction, Shown
+from job.results.answers import Choice, Indices, Prediction, Shown
 from job.results.metrics import model_facts
 from job.results.predictions import Predictions
 from job.results.scores import Scores, log_softmax
@@ -269,21 +270,12 @@ def predict_test_images(published: Published, choice: Choice, *, images: bool) -
         UsageError: the test set does not reach that far, or has no such label.
         DataError: weights and data don't fit each other.
     """
-    recorded = published.recorded(beside_images=images)
-    if recorded is not None:
-        labels, classes = recorded.labels, recorded.logits.shape[1]
-        uri = _said(published.metrics, "data", "uri") or str(published.source.place)
-    else:
-        dataset = published.dataset
-        labels, classes, uri = dataset.y_test, dataset.classes, dataset.uri
+    labels, classes, uri, logits_of = _test_set(published, beside_images=images)
     candidates = choice.candidates(labels, classes, uri)
     matching, indices = len(candidates), candidates
     if not choice.asks_the_model:
         indices = candidates[: choice.count]
-    if recorded is not None:
-        logits: npt.NDArray[np.floating[Any]] = recorded.logits[indices]
-    else:
-        logits = _logits(published, published.dataset.x_test[indices])
+    logits = logits_of(indices)
     if choice.asks_the_model:
         right = logits.argmax(axis=1) == labels[indices]
         confidence = np.exp(log_softmax(logits.astype(np.float64)).max(axis=1))
@@ -294,6 +286,62 @@ def predict_test_images(published: Published, choice: Choice, *, images: bool) -
         Prediction.all_of(indices.tolist(), labels[indices].tolist(), logits),
         matching if choice.picks else None,
         published.dataset.x_test[indices] if images else None,
+    )
+
+
+def predict_at(published: Published, indices: Sequence[int] | None) -> list[Prediction]:
+    """Predict the test images of these indices, from 0, or all; what is published isn't computed.
+
+    Raises:
+        UsageError: an index is none of the test set's.
+        DataError: weights and data don't fit each other.
+    """
+    labels, _, uri, logits_of = _test_set(published, beside_images=False)
+    wanted = range(len(labels)) if indices is None else indices
+    for index in wanted:
+        if isinstance(index, bool) or not 0 <= operator.index(index) < len(labels):
+            raise UsageError(
+                f"index {index} is none of the {len(labels):,} test images of {uri}: give 0 to "
+                f"{len(labels) - 1:,}"
+            )
+    at = np.array([operator.index(index) for index in wanted], np.intp)
+    return Prediction.all_of(at.tolist(), labels[at].tolist(), logits_of(at))
+
+
+def predict_images(published: Published, images: npt.NDArray[Any]) -> list[Prediction]:
+    """Predict images that have the form of the data set's already: uint8 (images, *image_shape).
+
+    Raises:
+        UsageError: they have another form.
+        DataError: weights and data don't fit each other.
+    """
+    shape, classes = published.form
+    if images.dtype != np.uint8 or images.shape[1:] != shape:
+        raise UsageError(
+            f"images must be uint8 of shape (images, {', '.join(map(str, shape))}), as "
+            f"{published.place} was trained on, not {images.dtype} of shape {images.shape}"
+        )
+    logits = _logits(published, images, classes)
+    return Prediction.all_of(range(len(images)), [None] * len(images), logits)
+
+
+def _test_set(
+    published: Published, *, beside_images: bool
+) -> tuple[Labels, int, str, Callable[[Indices], npt.NDArray[np.floating[Any]]]]:
+    """Return labels of the test images, number of classes, URI, and what gives logits by index.
+
+    Those that the run has published, where it has; else they are computed.
+    """
+    recorded = published.recorded(beside_images=beside_images)
+    if recorded is not None:
+        uri = _said(published.metrics, "data", "uri") or str(published.source.place)
+        return recorded.labels, recorded.logits.shape[1], uri, lambda at: recorded.logits[at]
+    dataset = published.dataset
+    return (
+        dataset.y_test,
+        dataset.classes,
+        dataset.uri,
+        lambda at: _logits(published, dataset.x_test[at]),
     )
 
 

@@ -465,6 +465,8 @@ OPTIONAL = ("matplotlib", "pandas", "scipy")
 FAKE_KERAS = """
 import sys
 __version__ = "0"
+class config:
+    backend = staticmethod(lambda: "tensorflow")
 seen = {}
 for name in ("matplotlib", "pandas", "scipy", "os"):
     try:
@@ -552,6 +554,31 @@ def test_the_garbage_collector_rests_during_the_import_only(fakes: Path, before:
         PYTHONPATH=str(fakes),
     )
     assert found == [True, before, True]
+
+
+def test_another_backend_of_keras_is_no_bug(fakes: Path) -> None:
+    """A notebook may have imported Keras for something else."""
+    (fakes / "keras.py").write_text(FAKE_KERAS.replace('"tensorflow"', '"jax"'))
+    found = run_python(
+        "import json, keras\n"
+        "from job.process.runtime import import_tensorflow\n"
+        "try:\n"
+        "    import_tensorflow()\n"
+        "except Exception as error:\n"
+        "    print(json.dumps([getattr(error, 'exit_code', None), str(error)]))",
+        PYTHONPATH=str(fakes),
+    )
+    assert found[0] == 78
+    assert "KERAS_BACKEND=tensorflow" in found[1]
+
+
+def test_usage_can_count_from_a_call_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_counted_from", None)
+    before = runtime.usage()
+    runtime.count_from_here()
+    after = runtime.usage()
+    assert after.wall_seconds < before.wall_seconds
+    assert after.cpu_seconds < before.cpu_seconds
 
 
 def test_a_failed_import_hides_nothing_for_good(fakes: Path) -> None:

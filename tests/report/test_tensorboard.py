@@ -301,7 +301,7 @@ def test_the_missing_extra_is_told_before_anything_is_done(command, tmp_path, mo
     for words in (("train",), ("retrain",)):
         ended = command(*words, "--tensorboard", "--output", tmp_path / "runs")
         assert ended.code == 78
-        assert "extra tensorboard" in ended.err
+        assert "mnist-job[cpu,tensorboard]" in ended.err
         assert len(ended.err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
