@@ -228,14 +228,7 @@ class RunConfig:
             self._check_ensemble(self.ensemble)
         if self.export is not None:
             _check_choice("--export", self.export, Export)
-        if self.augment == "affine":
-            strength = STRENGTH if self.augment_strength is None else self.augment_strength
-            _check_real("--augment-strength", strength, "from 0 to 3", 0, 3)
-            object.__setattr__(self, "augment_strength", float(strength) + 0.0)
-        elif self.augment_strength is not None:
-            raise UsageError(
-                f"--augment-strength is of --augment affine, not of {self.augment}: drop it"
-            )
+        self._check_strength()
         for name in (
             *("learning_rate", "weight_decay", "label_smoothing", "dropout", "validation"),
         ):
@@ -274,6 +267,16 @@ class RunConfig:
             run_id=f"{self.run_id}-{number}",
             seed=self.seed + number - 1,
         )
+
+    def _check_strength(self) -> None:
+        if self.augment == "affine":
+            strength = STRENGTH if self.augment_strength is None else self.augment_strength
+            _check_real("--augment-strength", strength, "from 0 to 3", 0, 3)
+            object.__setattr__(self, "augment_strength", float(strength) + 0.0)
+        elif self.augment_strength is not None:
+            raise UsageError(
+                f"--augment-strength is of --augment affine, not of {self.augment}: drop it"
+            )
 
     def _check_ensemble(self, members: int) -> None:
         _check_integer("--ensemble", members, 2, MOST_MEMBERS)
