@@ -13,8 +13,8 @@ CA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-mlflow test-backends test-web check format seeds accuracy \
-	ablation bench workers chaos chaos-nights chaos-storage chaos-tune image image-test image-sizes mutants gate picture lock lock-peers \
-	clean
+	ablation bench workers chaos chaos-nights chaos-storage chaos-tune image image-test image-sizes \
+	mutants gate picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
 help: ## List what can be made
@@ -49,7 +49,7 @@ $(MLFLOW): scripts/mlflow.lock | $(READY)
 		--require-hashes --requirements scripts/mlflow.lock
 	@touch $@
 
-test-backends: $(READY) $(BACKENDS) ## Open published runs with Keras on JAX and PyTorch (half a minute)
+test-backends: $(READY) $(BACKENDS) ## Open published runs with Keras on JAX and PyTorch (a minute)
 	@$(BIN)/python -m pytest -q -m backends tests/results/test_backends.py $(ARGS)
 
 # PyTorch's build for the CPU isn't everywhere to be had; its tests are skipped where it is not.
