@@ -49,7 +49,7 @@ $(MLFLOW): scripts/mlflow.lock | $(READY)
 		--require-hashes --requirements scripts/mlflow.lock
 	@touch $@
 
-test-backends: $(READY) $(BACKENDS) ## Open published runs with Keras on JAX and PyTorch (half a minute)
+test-backends: $(READY) $(BACKENDS) ## Open published runs with Keras on JAX and PyTorch (a minute)
 	@$(BIN)/python -m pytest -q -m backends tests/results/test_backends.py $(ARGS)
 
 # PyTorch's build for the CPU isn't everywhere to be had; its tests are skipped where it is not.

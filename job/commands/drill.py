@@ -124,8 +124,11 @@ def _compare(one: Path, other: Path) -> str:
     histories = [[_untimed(epoch) for epoch in state.history] for state in states]
     if histories[0] != histories[1]:
         raise JobError("the drill failed: the histories of the two runs differ")
-    folder = _folder(one)
-    files = (folder.weights.name, folder.archive.name)
+    files, others_files = (
+        [artifact["path"] for artifact in _metrics(run)["artifacts"]] for run in (one, other)
+    )
+    if files != others_files:
+        raise JobError("the drill failed: the two runs have published other files")
     for name in files:
         if (one / name).read_bytes() != (other / name).read_bytes():
             raise JobError(f"the drill failed: {name} differs between the two runs")

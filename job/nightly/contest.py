@@ -57,10 +57,22 @@ class Contender:
         return storage.read(self.folder.archive, MAX_WEIGHTS_BYTES)
 
     def serving(self) -> dict[str, bytes]:
-        """Return the files for TensorFlow Serving, by their path; none where there are none."""
-        named = [str(each["path"]) for each in self.metrics.get("artifacts", ())]
-        paths = [path for path in named if path.startswith(publishing.SERVING)]
-        return {path: storage.read(self.folder.place / path, MAX_WEIGHTS_BYTES) for path in paths}
+        """Return the files for TensorFlow Serving, by their path; none where there are none.
+
+        Raises:
+            DataError: one is not what was published. It is a program, so nobody else's is run.
+        """
+        files = {}
+        for artifact in self.metrics.get("artifacts", ()):
+            path, place = artifact["path"], self.folder.place / artifact["path"]
+            if not path.startswith(publishing.SERVING) or ".." in path:
+                continue
+            files[path] = storage.read(place, MAX_WEIGHTS_BYTES)
+            if publishing.describe(path, files[path]).sha256 != artifact["sha256"]:
+                raise DataError(
+                    f"{place} is not the file that {publishing.METRICS} names: train it again"
+                )
+        return files
 
     def probabilities(
         self, images: npt.NDArray[np.uint8], beat: Callable[[], None] = lambda: None

@@ -22,13 +22,14 @@ sys.exit(main(sys.argv[5:]))
 
 @pytest.mark.slow
 def test_drill_proves_resume(command, small_mnist):
-    flags = ["--data", small_mnist, "--epochs", 60, "--augment", "shift"]
+    flags = ["--data", small_mnist, "--epochs", 60, "--augment", "shift", "--export", "savedmodel"]
     proved = command("drill", *flags)
     assert proved.code == 0, proved.err
     lines = proved.out.splitlines()
     assert [line.split()[0] for line in lines] == [
         "unbroken", "stopped", "resumed", "compared", "verdict"
     ]  # fmt: skip
+    assert lines[-2].endswith("60 epochs of history, 7 published files")
     assert lines[-1] == "verdict    identical, bit for bit"
 
 

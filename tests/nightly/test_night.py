@@ -389,6 +389,11 @@ def test_a_model_that_plain_keras_cannot_use_is_not_promoted(night, monkeypatch,
     found = {str(path.relative_to(serving.parent)): path.read_bytes() for path in published}
     assert len(found) == 4
     assert given[-1] == found
+    (serving / "1/saved_model.pb").write_bytes(b"somebody's program")
+    given.clear()
+    done, _ = night("second", "--export", "savedmodel", "--again")
+    assert (done.code, given) == (65, [])
+    assert "serving/1/saved_model.pb is not the file that metrics.json names" in done.err
 
 
 def test_a_stale_champion_is_called_stale(promoted, night):

@@ -140,7 +140,7 @@ def test_what_is_of_the_machine_is_left_out(files):
     assert serving._numbered_anew(saved.SerializeToString()) == files["saved_model.pb"]
 
 
-def test_other_weights_have_another_fingerprint_only_by_their_graph(files):
+def test_other_weights_are_other_variables_of_the_same_graph(files):
     other = model.with_probabilities(model.build("cnn", (12, 10), 4, seed=2))
     theirs = serving.to_saved_model(other)
     assert [path for path in files if files[path] != theirs[path]] == [
