@@ -190,9 +190,19 @@ def _peer_timeout(here: Surroundings) -> str | None:
 
 
 def _output(here: Surroundings) -> str:
-    """Return where runs go: what comes back to a job that is started again, if anything does."""
-    wanted = CHECKPOINTS if here.path(CHECKPOINTS).is_dir() else OUTPUT
-    return _writable(here.path(wanted))
+    """Return where runs go: what comes back to a job that is started again, if anything does.
+
+    Raises:
+        UsageError: a night needs a folder that outlives its job.
+        ClusterError: it can't be written.
+    """
+    lasts = here.path(CHECKPOINTS).is_dir()
+    if "night" in here.flags and not lasts:
+        raise UsageError(
+            f"--output is missing: {here.path(CHECKPOINTS)} is not there, and nights share a "
+            "folder that stays; give the job a checkpoint config of the same S3Uri each night"
+        )
+    return _writable(here.path(CHECKPOINTS if lasts else OUTPUT))
 
 
 def _events(here: Surroundings) -> str | None:

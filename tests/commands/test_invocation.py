@@ -132,7 +132,8 @@ def test_the_reason_of_a_failure_goes_where_somebody_says(command, on_sagemaker,
 
 def test_a_night_is_on_a_platform_too(command, on_sagemaker, tmp_path):
     on_sagemaker(promote="best")
-    (tmp_path / "opt/ml/output").mkdir()
+    for folder in ("output", "checkpoints"):
+        (tmp_path / "opt/ml" / folder).mkdir()
     ended = command("retrain")
     assert ended.code == 64
     assert "--promote is from " in ended.err

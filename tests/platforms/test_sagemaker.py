@@ -421,6 +421,13 @@ def test_nights_are_named_by_the_job(machine: Machine) -> None:
     found = machine.find(flags=frozenset({"night", "output", "data", "failure-file"}))
     assert found.defaults["night"].value == JOB
     assert found.defaults.keys() == {"night", "output", "failure-file"}
+    assert found.defaults["output"].value == str(machine.ml / "checkpoints")
+
+
+def test_a_night_needs_a_folder_that_stays(machine: Machine) -> None:
+    (machine.ml / "checkpoints").rmdir()
+    with pytest.raises(UsageError, match=r"--output is missing: .* the same S3Uri each night"):
+        machine.find(flags=frozenset({"night", "output"}))
 
 
 # --- hyperparameters and hosts, in general --------------------------------------------------
