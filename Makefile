@@ -58,7 +58,7 @@ check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the 
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py tests/test_monitoring.py
+	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py tests/test_monitoring.py tests/test_workflows.py
 
 $(CHECKS): scripts/checks.lock | $(READY)
 	@echo 'setting up .venv-checks: a minute the first time'
