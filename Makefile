@@ -9,6 +9,8 @@ CHECKS := .venv-checks/.ready
 MLFLOW := .venv-mlflow/.ready
 BASE ?= python:3.12-slim
 CA ?=
+INDEX ?=
+NETRC ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-mlflow test-web check format seeds accuracy ablation bench workers chaos \
@@ -106,8 +108,8 @@ sbom: wheel ## List what wheel and image are made of, as CycloneDX, in dist/ (EX
 	@$(BIN)/python scripts/sbom.py image $(EXTRA) > dist/image-$(EXTRA).cdx.json
 	@ls dist/*-$(EXTRA).cdx.json
 
-image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=..., CA=bundle)
-	@CA="$(CA)" scripts/image build $(EXTRA) $(BASE)
+image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=, CA=, INDEX=, NETRC=)
+	@CA="$(CA)" INDEX="$(INDEX)" NETRC="$(NETRC)" scripts/image build $(EXTRA) $(BASE)
 
 image-test: $(READY) ## Build the image on a base of Debian's own and run it as a pod would (root)
 	@$(BIN)/python -m pytest -q -m slow tests/test_image.py $(ARGS)
