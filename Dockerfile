@@ -8,20 +8,24 @@
 # own, by: make image BASE=python:3.12-slim@sha256:...
 #
 # The secret `ca` is a bundle of certificates that the package index is verified by, instead of the
-# base's. It is there while a step runs that asks the index, and in no layer.
+# base's; the secret `netrc` has the password of an index; and INDEX is its URL, if it is not the
+# public one. The secrets are there while a step runs that asks the index, and in no layer.
 ARG BASE=python:3.12-slim
 
 # --- what the job needs; made anew only when the lock changes ---------------------------------
 FROM ${BASE} AS dependencies
 ARG EXTRA=cpu
+ARG INDEX=
 WORKDIR /build
 COPY requirements.lock pyproject.toml ./
 # Unchecked: a layer may change a file's time, which must not make Python compile it again.
 ENV UV_PYTHON_DOWNLOADS=never UV_SYSTEM_CERTS=1 UV_LINK_MODE=copy PYC_INVALIDATION_MODE=UNCHECKED_HASH
 # uv first, pinned and checked as everything else is.
-RUN --mount=type=secret,id=ca if [ -f /run/secrets/ca ]; then \
+RUN --mount=type=secret,id=ca --mount=type=secret,id=netrc if [ -f /run/secrets/ca ]; then \
         export PIP_CERT=/run/secrets/ca SSL_CERT_FILE=/run/secrets/ca; \
     fi \
+    && if [ -f /run/secrets/netrc ]; then export NETRC=/run/secrets/netrc; fi \
+    && if [ -n "${INDEX}" ]; then export PIP_INDEX_URL="${INDEX}" UV_DEFAULT_INDEX="${INDEX}"; fi \
     && sed -n '/^uv==/,/[^\\]$/p' requirements.lock > uv.lock \
     && python3 -m venv /uv \
     && /uv/bin/python -m pip install --no-cache-dir --no-deps --require-hashes --requirement uv.lock \
@@ -37,11 +41,14 @@ RUN rm -rf /opt/mnist-job/lib/python3*/site-packages/clang \
 
 # --- the job itself, into a folder of its own: a small layer on a large one that stays ---------
 FROM dependencies AS job
+ARG INDEX=
 COPY LICENSE ./
 COPY job job
-RUN --mount=type=secret,id=ca if [ -f /run/secrets/ca ]; then \
+RUN --mount=type=secret,id=ca --mount=type=secret,id=netrc if [ -f /run/secrets/ca ]; then \
         export SSL_CERT_FILE=/run/secrets/ca; \
     fi \
+    && if [ -f /run/secrets/netrc ]; then export NETRC=/run/secrets/netrc; fi \
+    && if [ -n "${INDEX}" ]; then export UV_DEFAULT_INDEX="${INDEX}"; fi \
     && /uv/bin/uv pip install --no-cache --python /opt/mnist-job --prefix /job --compile-bytecode \
         --no-deps --build-constraints requirements.lock .
 

@@ -10,6 +10,8 @@ MLFLOW := .venv-mlflow/.ready
 BACKENDS := .venv-backends/.ready
 BASE ?= python:3.12-slim
 CA ?=
+INDEX ?=
+NETRC ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-slow test-mlflow test-backends test-web check format seeds accuracy \
@@ -75,7 +77,7 @@ check: $(READY) $(CHECKS) ## Lint, check the format, the types, the layers, the 
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q -m checks tests/test_manifests.py tests/test_monitoring.py \
-		tests/test_trainer.py
+		tests/test_trainer.py tests/test_workflows.py
 
 $(CHECKS): scripts/checks.lock | $(READY)
 	@echo 'setting up .venv-checks: a minute the first time'
@@ -123,8 +125,8 @@ sbom: wheel ## List what wheel and image are made of, as CycloneDX, in dist/ (EX
 	@$(BIN)/python scripts/sbom.py image $(EXTRA) > dist/image-$(EXTRA).cdx.json
 	@ls dist/*-$(EXTRA).cdx.json
 
-image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=..., CA=bundle)
-	@CA="$(CA)" scripts/image build $(EXTRA) $(BASE)
+image: ## Build mnist-job:<version> with docker, podman or buildah (EXTRA=gpu, BASE=, CA=, INDEX=, NETRC=)
+	@CA="$(CA)" INDEX="$(INDEX)" NETRC="$(NETRC)" scripts/image build $(EXTRA) $(BASE)
 
 image-test: $(READY) ## Build the image on a base of Debian's own and run it as a pod would (root)
 	@$(BIN)/python -m pytest -q -m slow tests/test_image.py $(ARGS)

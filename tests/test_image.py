@@ -7,7 +7,9 @@ scratch, without network.
 Where that can't be done the tests are skipped, or fail if the variable IMAGE_TEST is `required`.
 """
 
+import base64
 import hashlib
+import http.server
 import inspect
 import json
 import os
@@ -17,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -288,6 +291,33 @@ def test_the_build_trusts_the_bundle_it_is_given_and_keeps_nothing_of_it(
     sh("openssl", "req", "-x509", "-newkey", "rsa:2048", *subject, tmp_path / "wrong.pem")
     with pytest.raises(AssertionError, match=r"(?i)certificate"):
         machine.build(f"{TAG}-wrong", f"{FLAGS} --no-cache", tmp_path / "wrong.pem")
+
+
+def test_the_build_asks_the_index_that_it_is_given_with_its_password(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has nothing: what it was asked is seen, and that no other one is asked instead."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Index(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_error(404 if self.headers["Authorization"] else 401)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as index:
+        threading.Thread(target=index.serve_forever, daemon=True).start()
+        netrc = tmp_path / "netrc"
+        netrc.write_text("machine 127.0.0.1 login me password secret\n")
+        monkeypatch.setenv("INDEX", f"http://127.0.0.1:{index.server_port}/simple")
+        monkeypatch.setenv("NETRC", str(netrc))
+        with pytest.raises(AssertionError, match="No matching distribution found for uv"):
+            machine.build(f"{TAG}-index", f"{FLAGS} --no-cache", None)
+        index.shutdown()
+    password = f"Basic {base64.b64encode(b'me:secret').decode()}"
+    assert ("/simple/uv/", password) in asked
 
 
 @pytest.mark.parametrize("model", ["mlp", "cnn"])

@@ -85,6 +85,47 @@ def test_a_bundle_that_is_not_there_is_told_at_once(tmp_path):
     assert said in ended.stderr
 
 
+def image(tmp_path, **variables):
+    """Run `make image` with a tool that prints what it was called with, a word a line."""
+    (tmp_path / "tool").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "tool").chmod(0o755)
+    proxies = {f"{name}_proxy" for name in ("http", "https", "no")}
+    proxies |= {name.upper() for name in proxies}
+    given = [f"{name}={value}" for name, value in variables.items() if name not in proxies]
+    return subprocess.run(
+        ["make", "--no-print-directory", "image", *given],
+        cwd=REPOSITORY,
+        env={name: value for name, value in os.environ.items() if name not in proxies}
+        | {name: value for name, value in variables.items() if name in proxies}
+        | {"TOOL": str(tmp_path / "tool")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_build_is_given_index_proxy_and_secrets_and_no_value_of_theirs(tmp_path):
+    netrc = tmp_path / "a netrc"
+    netrc.write_text("machine pip.example login a password b\n")
+    index = "https://pip.example/simple"
+    built = image(tmp_path, INDEX=index, NETRC=netrc, HTTPS_PROXY="http://me:pw@proxy:1")
+    words = built.stdout.splitlines()
+    assert (built.returncode, built.stderr) == (0, "")
+    assert f"--secret=id=netrc,src={netrc}" in words
+    assert words[words.index(f"INDEX={index}") - 1] == "--build-arg"
+    assert words[words.index("HTTPS_PROXY") - 1] == "--build-arg"  # the tool knows its value
+    assert "pw" not in built.stdout
+    plain = image(tmp_path).stdout
+    assert not any(word in plain for word in ("secret", "INDEX", "PROXY"))
+
+
+def test_a_password_in_the_index_is_refused_since_the_image_would_keep_it(tmp_path):
+    refused = image(tmp_path, INDEX="https://me:pw@pip.example/simple")
+    assert (refused.returncode, refused.stdout) == (2, "")  # make's own code
+    assert "NETRC" in refused.stderr
+    assert "pw" not in refused.stderr
+
+
 # --- setup ------------------------------------------------------------------------------------
 
 
