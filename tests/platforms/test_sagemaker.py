@@ -163,7 +163,7 @@ def test_an_interrupted_spot_job_goes_on_where_it_was(machine: Machine, small_mn
         if json.loads(line)["event"] == "epoch":
             break
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=25)
+    out, err = process.communicate(timeout=100)  # SIGKILL would come after 120
     assert process.returncode == 143, err
     assert machine.failure is None  # it is no failure
     saved = [json.loads(line) for line in out.splitlines() if "checkpoint_saved" in line][-1]
