@@ -53,8 +53,7 @@ class Invocation:
         command = program.commands.get(next(iter(words), ""))
         found = None
         if command is not None and not {"--help", "--version"} & set(words):
-            # Those that a variable may give: --help is none, and no platform asks for that.
-            parameters = {each.opts[0][2:]: each for each in command.params if each.envvar}
+            parameters = {each.opts[0].removeprefix("--"): each for each in command.params}
             if "platform" in parameters:
                 found = _platform(words, parameters, environment)
             if found is not None:
@@ -130,7 +129,7 @@ def _platform(
         flag
         for flag, parameter in parameters.items()
         if any(word == f"--{flag}" or word.startswith(f"--{flag}=") for word in words)
-        or environment.get(parameter.envvar)
+        or environment.get(parameter.envvar or "")
     }
     here = _surroundings(environment, flags=frozenset(parameters), given=frozenset(given))
     return platforms.find(_named(words, environment), here)

@@ -51,7 +51,7 @@ def find(named: str, here: Surroundings) -> Found | None:
 def failure_file(named: str, here: Surroundings) -> str | None:
     """Return where the platform looks for the reason of a failure, None where it looks nowhere."""
     platform = _recognised(named, here)
-    if platform is None or platform.failure_file is None or platform.sign(here) is None:
+    if platform is None or platform.failure_file is None:
         return None
     path = here.path(platform.failure_file)
     return str(path) if path.parent.is_dir() else None

@@ -92,7 +92,7 @@ def test_a_custom_job_leaves_all_below_its_base_output_directory(
 
 @pytest.mark.slow
 def test_a_replica_that_is_restarted_goes_on(base: Place, small_mnist: str) -> None:
-    flags = ["--data", small_mnist, "--epochs", "60", "--checkpoint-seconds", "0"]
+    flags = ["--data", small_mnist, "--epochs", "30", "--checkpoint-seconds", "0"]
     process = start(base, *flags)
     for line in process.stdout:
         if json.loads(line)["event"] == "checkpoint_saved":

@@ -100,6 +100,32 @@ FINALIST = {
 EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ("started", {"version": "0.1.0", "run": "runs/r1"}, "start      mnist-job 0.1.0"),
     (
+        "platform",
+        {
+            "platform": "sagemaker",
+            "because": "/opt/ml/input/config is there",
+            "flags": {"run-id": "job-1", "leak-allow": ["a", "b"]},
+            "sources": {"run-id": "TRAINING_JOB_NAME", "leak-allow": "/opt/x.json"},
+            "ignored": ["sagemaker_program"],
+        },
+        (
+            "platform   sagemaker: /opt/ml/input/config is there\n"
+            "             --run-id job-1, from TRAINING_JOB_NAME\n"
+            "             --leak-allow a + b, from /opt/x.json\n"
+            "             not read: sagemaker_program"
+        ),
+    ),
+    (
+        "platform",
+        {"platform": "v", "because": "x is set", "flags": {}, "sources": {}, "ignored": []},
+        "platform   v: x is set",
+    ),
+    (
+        "model_copied",
+        {"to": "/opt/ml/model", "files": ["model.keras"]},
+        "model      copied to /opt/ml/model/",
+    ),
+    (
         "data_loaded",
         LOADED,
         "data       mnist: 60,000 training and 10,000 test images, 28 x 28 pixels, 10 classes",

@@ -4,7 +4,7 @@ import json
 from dataclasses import FrozenInstanceError, asdict
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job.errors import ClusterError
@@ -206,6 +206,7 @@ addresses_of_pools = st.lists(
 
 
 @given(addresses=addresses_of_pools, data=st.data(), empty=st.booleans())
+@settings(deadline=None, derandomize=True)
 def test_pools_of_vertex_are_a_chief_and_workers(
     addresses: list[str], data: st.DataObject, empty: bool
 ) -> None:
@@ -234,6 +235,7 @@ def test_tf_config_wins_over_the_pools_of_vertex() -> None:
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), st.lists))
+@settings(deadline=None, derandomize=True)
 def test_what_is_no_cluster_is_refused_and_no_bug(value: object) -> None:
     for name in ("TF_CONFIG", "CLUSTER_SPEC"):
         for text in (json.dumps(value), json.dumps({"cluster": value, "task": value}), str(value)):
