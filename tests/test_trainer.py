@@ -114,9 +114,10 @@ def test_the_number_of_nodes_is_the_only_thing_to_change(count: int) -> None:
 
 def test_a_trainjob_without_a_word_on_its_trainer_is_one_worker() -> None:
     [asked] = kind(documents(TRAINJOBS[0]), "TrainJob")
+    [said] = workers_of(asked)
     del asked["spec"]["trainer"]
-    [cluster] = workers_of(asked)
-    assert cluster.workers.count == 1
+    [unsaid] = workers_of(asked)
+    assert said.workers.count == unsaid.workers.count == 1
 
 
 def test_a_number_that_is_not_understood_ends_the_job_and_trains_nothing_alone() -> None:

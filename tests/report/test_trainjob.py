@@ -12,6 +12,7 @@ import threading
 import time
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import authority
 import listening
@@ -168,7 +169,7 @@ def test_each_post_takes_the_token_as_it_is_then(pod, tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
-def test_posts_are_apart_but_for_the_last(pod, monkeypatch):
+def test_posts_are_apart(pod, monkeypatch):
     assert trainjob.APART_SECONDS >= 5  # as the Trainer's guide asks
     monkeypatch.setattr(trainjob, "APART_SECONDS", 0.4)
     times = []
@@ -185,12 +186,22 @@ def test_posts_are_apart_but_for_the_last(pod, monkeypatch):
             told.moves(step := step + 1, 1000)
             time.sleep(0.01)
         told.trainjob.over(None)
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    assert len(gaps) == 3  # at 0, 0.4 and 0.8 s, and the end
-    assert min(gaps[:2]) >= 0.4
-    assert gaps[2] < 0.4
-    found = statuses(requests)
-    assert found[1]["progressPercentage"] > found[0]["progressPercentage"]  # the newest each time
+    *gaps, _ = [after - before for before, after in itertools.pairwise(times)]
+    assert 1 <= len(gaps) <= 2  # at 0, 0.4 and 0.8 s
+    assert min(gaps) >= 0.4
+    found = [status["progressPercentage"] for status in statuses(requests)]
+    assert found[0] < found[1]  # the newest each time
+    assert found[-1] == 100
+
+
+def test_the_last_post_comes_at_once(pod, monkeypatch):
+    monkeypatch.setattr(trainjob, "APART_SECONDS", 60)
+    with server(pod) as (url, requests):
+        told = Told(url, pod)
+        told.moves(1)
+        wait_for(requests, 1)
+        told.trainjob.over(None)
+        assert len(requests) == 2
 
 
 # --- what goes wrong --------------------------------------------------------------------------
@@ -223,7 +234,9 @@ def test_while_nobody_answers_posts_come_less_often(pod, monkeypatch):
         while time.monotonic() < until:
             told.moves(1)
             time.sleep(0.01)
-    assert 2 <= len(requests) <= 4  # at 0, 0.1, 0.3 and 0.7 s
+        posts = len(requests)
+        told.trainjob.failed()  # or a post would meet the server's end
+    assert 2 <= posts <= 4  # at 0, 0.1, 0.3 and 0.7 s
 
 
 @pytest.mark.parametrize("drips", [False, True])
@@ -240,12 +253,13 @@ def test_a_slow_server_holds_up_neither_training_nor_end(pod, drips, monkeypatch
         began = time.monotonic()
         for step in range(1, 101):
             told.moves(step)
-        assert time.monotonic() - began < 0.3
+        assert time.monotonic() - began < 5  # of a hundred times half a second
         wait_for(requests, 1)
         began = time.monotonic()
         told.trainjob.over(None)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10
         hangs.set()
+        told.trainjob._thread.join()  # or a post would meet the server's end
     assert "over 0.5 s" in told.events[0]["reason"]
 
 
@@ -269,10 +283,12 @@ def test_a_stranger_gets_no_token(pod, tmp_path):
 
 
 def test_where_no_thread_can_be_had_the_training_goes_on(pod, monkeypatch):
-    def refuse(_):
-        raise RuntimeError("can't start new thread")
+    class Refused(threading.Thread):
+        def start(self):
+            raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    rest = SimpleNamespace(Condition=threading.Condition, Thread=Refused)
+    monkeypatch.setattr(trainjob, "threading", rest)
     told = Told("https://127.0.0.1:1", pod)
     told.moves(1)
     told.moves(2)
@@ -370,16 +386,17 @@ def test_a_failure_leaves_how_far_it_came_and_no_promise(train, pod, monkeypatch
 @pytest.mark.parametrize("error", [StoppedError, TemporaryError])
 def test_what_is_to_be_continued_waits_for_no_post(pod, error):
     hangs = threading.Event()
-    with server(pod, lambda *_: hangs.wait(20)) as (url, _):
+    with server(pod, lambda *_: hangs.wait(20)) as (url, requests):
         told = Told(url, pod)
         told.moves(40)
+        wait_for(requests, 1)
         began = time.monotonic()
         with (
             pytest.raises(error),
             Watchers(told.progress, trainjob=told.trainjob).following(),
         ):
             raise error("stopped by SIGTERM, or its store away")
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 3  # where it would be waited for, 5 s
         hangs.set()
 
 
@@ -444,4 +461,4 @@ def test_a_stop_is_as_fast_where_the_server_hangs(pod, tmp_path):
         took = time.monotonic() - began
         hangs.set()
     assert process.returncode == 143, out
-    assert took < 4, out
+    assert took < 15, out
