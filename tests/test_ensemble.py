@@ -464,3 +464,12 @@ def test_what_its_members_began_with_an_ensemble_says_too(mine, flags, command):
         forge(mine / run, "init_weights", began)
     assert command("train", *flags, *place(mine), "--ensemble", "2").code == 0
     assert read(mine / "e")["init_weights"] == began
+
+
+def test_its_event_files_go_where_those_of_runs_go(command, flags, mine, tmp_path):
+    (mine / "e" / "metrics.json").unlink()  # so that it publishes, of members that are complete
+    logs = ["--ensemble", "2", "--tensorboard-dir", tmp_path / "logs"]
+    ended = command("train", *flags, *place(mine), *logs)
+    assert ended.code == 0, ended.err
+    assert [path.name for path in (tmp_path / "logs" / "e").iterdir()] == ["scores.tfevents"]
+    assert not (mine / "e" / "tensorboard").exists()
