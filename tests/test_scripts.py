@@ -253,3 +253,11 @@ def test_reports_must_be_opened_where_there_is_a_browser(tmp_path: Path, there: 
     assert f"test-web ARGS=-rs {'required' if there else ''}" in lines
     assert ("NO CHROMIUM HERE" in "".join(lines)) is not there
     assert lines[-1].startswith("test ")
+
+
+def test_every_mutant_is_where_its_list_says():
+    """A list that fell behind the code would end `make mutants` before it begins."""
+    program = "import run, pathlib; print(len(run.listed(pathlib.Path('mutants.txt'))))"
+    counted = run(SCRIPTS / "mutants", "-c", program)
+    assert counted.returncode == 0, counted.stderr
+    assert int(counted.stdout) > 100
