@@ -85,7 +85,7 @@ def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, small_mnist, capf
 
 
 def test_the_snippet_of_the_package_is_of_its_names():
-    [cell] = snippets((REPOSITORY / "job" / "PACKAGE.md").read_text())
+    [cell] = snippets((REPOSITORY / "job/PACKAGE.md").read_text())
     called = []
     names = {"train": lambda config: called.append(config) or {"test": {"accuracy": 0.99}}}
     with pytest.MonkeyPatch.context() as patch:
