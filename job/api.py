@@ -18,10 +18,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from job import storage
-from job.config import RunConfig, parse_data
+from job.config import ModelName, RunConfig, parse_data
 from job.errors import UsageError
 from job.process import runtime
 from job.process.preemption import Asked, Preemption
@@ -117,6 +117,7 @@ def evaluate(
     from job.results import inference  # noqa: PLC0415
 
     with _using(log, storage_timeout, anonymous) as progress:
+        _check_model(model)
         where, on = weights_at(_text(weights), _text(output)), _data(data)
 
         def work() -> dict[str, Any]:
@@ -168,6 +169,7 @@ def predict(
     from job.results import inference  # noqa: PLC0415
 
     with _using(log, storage_timeout, anonymous) as progress:
+        _check_model(model)
         where, on = weights_at(_text(weights), _text(output)), _data(data)
 
         def work() -> "list[Prediction]":
@@ -271,6 +273,11 @@ def _as_json(document: dict[str, Any]) -> dict[str, Any]:
     """Return `document` as it is read again: a tuple comes back as a list."""
     found: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
     return found
+
+
+def _check_model(name: str | None) -> None:
+    if name is not None and name not in get_args(ModelName):
+        raise UsageError(f"--model must be one of {', '.join(get_args(ModelName))}, not {name!r}")
 
 
 def _text(where: Where) -> str:

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -176,7 +177,12 @@ class RunConfig:
                 near = difflib.get_close_matches(name, known, n=1)
                 meant = f": is {near[0]} meant?" if near else f", only {', '.join(sorted(known))}"
                 raise UsageError(f"a config has no field {name!r}{meant}")
-        fields = {"report": True} | fields_of_preset(preset, fields) | fields
+        fields = {
+            name: os.fspath(value) if isinstance(value, os.PathLike) else value
+            for name, value in (
+                {"report": True} | fields_of_preset(preset, fields) | fields
+            ).items()
+        }
         run_id = run_id or fresh_run_id(fields.get("model", cls.model))
         return cls(run_id=run_id, **fields)
 

@@ -36,9 +36,7 @@ def _a_program_of_somebody_else(monkeypatch):
 @pytest.fixture
 def config(small_mnist, tmp_path):
     """Return the config of the run `trained`, to be published elsewhere."""
-    return RunConfig.of(
-        data=small_mnist, epochs=2, output=str(tmp_path), run_id="mine", report=False
-    )
+    return RunConfig.of(data=small_mnist, epochs=2, output=tmp_path, run_id="mine", report=False)
 
 
 def weights_of(metrics):
@@ -87,7 +85,7 @@ def test_the_snippets_of_the_readme_run(tmp_path, monkeypatch, small_mnist, capf
 
 
 def test_the_snippet_of_the_package_is_of_its_names():
-    [cell] = snippets((REPOSITORY / "job" / "PACKAGE.md").read_text())
+    [cell] = snippets((REPOSITORY / "job/PACKAGE.md").read_text())
     called = []
     names = {"train": lambda config: called.append(config) or {"test": {"accuracy": 0.99}}}
     with pytest.MonkeyPatch.context() as patch:
@@ -251,6 +249,7 @@ def test_predictions_by_index_are_those_of_the_same_images(trained, small_mnist)
         ({"images": np.zeros((1, 28, 28))}, "must be uint8"),
         ({"images": np.zeros((28, 28), np.uint8)}, r"shape \(28, 28\)"),
         ({"images": ["a.png"], "indices": [0]}, "leave one out"),
+        ({"model": "mpl"}, "one of mlp"),
     ],
 )
 def test_what_cannot_be_predicted_is_refused(trained, given, word):

@@ -918,6 +918,7 @@ print(json.dumps({{
 @pytest.mark.parametrize(
     "room",
     [
+        "api",
         "run",
         "platforms",
         "results.handover",
