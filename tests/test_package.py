@@ -27,6 +27,8 @@ def build(folder: Path) -> Path:
     """Build the wheel as `make wheel` does, with what does so in .venv."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
+        # It looks for its program on PATH alone, where .venv need not be.
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         return folder / uv_build.build_wheel(str(folder))
 
 

@@ -8,6 +8,7 @@ import typer
 
 from job import __version__, storage
 from job.commands import console, flags
+from job.commands.invocation import Invocation
 from job.config import PRESETS, RunConfig
 from job.errors import ClusterError, ConflictError, DataError, MissingInputError, UsageError
 from job.process import verdict
@@ -73,6 +74,7 @@ def tune(
     """Search for better flags: trials over a space, chosen on held-out images."""
     given = dict(locals())  # before anything but the flags has a name
     verdict.check(termination_log)
+    invocation: Invocation = context.obj
     cluster = Cluster.from_environment(os.environ, together=strategy in ("auto", "multiworker"))
     if cluster.workers.count > 1 or strategy == "multiworker":
         raise UsageError("tune runs each trial as one process: start it without workers")
@@ -131,11 +133,11 @@ def tune(
     if started_for is not None or trial is not None:
         return _one(plan, started_for or (trial or 0, 0), cluster, preemption, progress)
     if not best and report_place is None:
-        _ends_with(tuner.run_trials(plan, trials, context.obj, preemption))
+        _ends_with(tuner.run_trials(plan, trials, invocation.words, preemption))
     summary = plan.summary()
     progress.event("study_over", **summary)
     if best:
-        summary |= _best(plan, context.obj, preemption, progress)
+        summary |= _best(plan, invocation.words, preemption, progress)
     if report_place is not None:
         _draw(plan, report_place, progress)
     return verdict.came_to(summary)

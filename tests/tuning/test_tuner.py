@@ -48,6 +48,15 @@ def test_each_trial_that_is_not_over_is_run_with_the_same_words(study, tmp_path,
     ]
 
 
+def test_the_command_runs_each_trial_as_it_was_called_itself(command, tmp_path, monkeypatch):
+    told = acting(monkeypatch, tmp_path, "exit 0")
+    flags = ["--study", "s", "--output", str(tmp_path / "runs"), "--vary", "dropout=0..0.5"]
+    ended = command("tune", *flags, "--trials", "2")
+    assert ended.code == 0, ended.err
+    words = f"-P -m job tune {' '.join(flags)} --trials 2"
+    assert told.read_text().splitlines() == [f"{trial} 0 {os.getpid()} {words}" for trial in (0, 1)]
+
+
 @pytest.mark.parametrize("code", [65, 75, 143])
 def test_a_trial_that_does_not_end_well_ends_the_study_with_its_code(
     study, tmp_path, monkeypatch, code
