@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from job import storage
-from job.errors import ConflictError, DataError
+from job.config import RunConfig
+from job.errors import ConflictError, DataError, OutputError
 from job.process.progress import Progress
 from job.results.handover import Recipient
 from job.results.publishing import RunFolder, read_json
@@ -93,3 +96,49 @@ def test_a_run_that_is_complete_hands_over_as_well(command, small_mnist, trained
     events = [json.loads(line)["event"] for line in again.out.splitlines()]
     assert events[-2:] == ["already_complete", "model_copied"]
     assert (tmp_path / "model" / "metrics.json").exists()
+
+
+def test_a_page_that_was_drawn_anew_is_no_conflict(run, recipient):
+    take(recipient, run)
+    (run.place.path / "report.html").write_text("another page")
+    [again] = take(recipient, run)
+    assert again["files"][-2:] == ["report.html", "metrics.json"]
+    assert storage.read(recipient.place / "report.html", 100) == b"a page"
+
+
+def config_of(output, run_id="r"):
+    return RunConfig(output=str(output), run_id=run_id)
+
+
+def test_another_runs_model_is_found_before_anything_is_computed(run, recipient, tmp_path):
+    recipient.check_free(config_of(tmp_path))
+    take(recipient, run)
+    with pytest.raises(ConflictError, match=r"holds the metrics.json of another run"):
+        recipient.check_free(config_of(tmp_path))
+
+
+def test_a_twin_that_copies_meanwhile_is_no_other_run(run, tmp_path, monkeypatch):
+    """It completes the run after this process looked for that, and copies at once."""
+    recipient = Recipient(Place.of(tmp_path / "model"))
+    exists = storage.exists
+
+    def meanwhile(place):
+        monkeypatch.setattr(storage, "exists", exists)
+        take(recipient, run)
+        monkeypatch.setattr(RunFolder, "finished", lambda *_: read_json(run.metrics))
+        return exists(place)
+
+    monkeypatch.setattr(storage, "exists", meanwhile)
+    recipient.check_free(config_of(tmp_path))
+
+
+@pytest.mark.parametrize("inside", ["file/model", "locked/model", "locked"])
+def test_a_folder_that_may_not_be_written_is_refused_at_the_door(tmp_path, monkeypatch, inside):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode)
+    )  # which root may
+    with pytest.raises(OutputError, match=r"can't be written: .*nothing was trained"):
+        Recipient(Place.of(tmp_path / inside)).check_free(config_of(tmp_path))
