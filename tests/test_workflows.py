@@ -5,6 +5,7 @@ workflows finds, and that what they call is there. Run by `make check`, which in
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import REPOSITORY
+
+from job import __version__
 
 pytestmark = pytest.mark.checks
 
@@ -130,3 +133,31 @@ def test_the_devcontainer_sets_itself_up_as_a_developer_would() -> None:
     config = json.loads((REPOSITORY / ".devcontainer" / "devcontainer.json").read_text())
     assert re.fullmatch(r"python:3\.\d+", config["image"])
     assert config["postCreateCommand"] == "make setup"
+
+
+@pytest.mark.parametrize(
+    ("ref", "extra", "named"),
+    [
+        (f"refs/tags/v{__version__}", "cpu", f"version={__version__}\n"),
+        (f"refs/tags/v{__version__}", "gpu", f"version={__version__}-gpu\n"),
+        (f"refs/heads/v{__version__}", "cpu", None),
+        ("refs/tags/v99.0.0", "cpu", None),
+    ],
+)
+def test_an_image_is_pushed_for_the_tag_of_its_version_alone(
+    tmp_path: Path, ref: str, extra: str, named: str | None
+) -> None:
+    steps = yaml.safe_load((GITHUB / "workflows" / "image.yml").read_text())["jobs"]["image"][
+        "steps"
+    ]
+    [script] = [step["run"] for step in steps if step.get("id") == "version"]
+    told = tmp_path / "output"
+    told.touch()
+    ended = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=REPOSITORY,
+        env=os.environ | {"GITHUB_REF": ref, "EXTRA": extra, "GITHUB_OUTPUT": str(told)},
+        capture_output=True,
+        check=False,
+    )
+    assert (ended.returncode, told.read_text()) == ((64, "") if named is None else (0, named))
