@@ -45,7 +45,8 @@ def test_the_flag_knows_the_table(command) -> None:
 
 def test_a_platform_that_is_named_is_taken_though_another_is_seen(tmp_path: Path) -> None:
     (tmp_path / "opt/ml/input/config").mkdir(parents=True)
-    here = Surroundings({"CLOUD_ML_JOB_ID": "1"}, FLAGS, root=tmp_path)
+    environment = {"AIP_MODEL_DIR": "gs://bucket/base/model/"}
+    here = Surroundings(environment, FLAGS, root=tmp_path)
     assert find("auto", here).name == "sagemaker"  # the first of the table
     assert find("vertex", here).name == "vertex"
     assert failure_file("vertex", here) is None
