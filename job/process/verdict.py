@@ -43,7 +43,7 @@ def path(
     """
     if named := given(words, environment, OPTION):
         return named
-    return default if Path(default).is_file() and os.access(default, os.W_OK) else None
+    return default if os.access(default, os.W_OK) and Path(default).is_file() else None
 
 
 def given(words: Sequence[str], environment: Mapping[str, str], option: str) -> str | None:
@@ -67,8 +67,12 @@ def check(path: str | None, option: str = OPTION) -> None:
     if path is None:
         return
     target = Path(path)
-    written = target if target.exists() else target.parent
-    if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
+    try:
+        written = target if target.exists() else target.parent
+        writable = not target.is_dir() and written.exists() and os.access(written, os.W_OK)
+    except OSError:  # in a folder that may not be searched
+        writable = False
+    if not writable:
         raise UsageError(
             f"{option} {path!r} cannot be written: name a file in a folder that is there and "
             "writable"

@@ -1,5 +1,8 @@
 """The platform that is named, or seen; and the one that isn't there."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -53,6 +56,51 @@ def test_a_platform_that_is_named_is_taken_though_another_is_seen(tmp_path: Path
     assert failure_file("auto", here) is None
     (tmp_path / "opt/ml/output").mkdir()
     assert failure_file("auto", here) == str(tmp_path / "opt/ml/output/failure")
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Let this process be uid 65534 for a while; a test that isn't root's is skipped."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """Return a root whose /opt/ml is there, with all in it, and its owner's alone."""
+    for folder in ("input/config", "output", "checkpoints"):
+        (tmp_path / "opt" / "ml" / folder).mkdir(parents=True)
+    (tmp_path / "opt" / "ml").chmod(0o700)
+    return tmp_path
+
+
+def test_a_folder_that_may_not_be_searched_is_not_there(private: Path) -> None:
+    here = Surroundings({}, FLAGS, root=private)
+    assert find("auto", here).name == "sagemaker"  # its owner's
+    with another_user():
+        assert find("auto", here) is None
+        assert failure_file("auto", here) is None
+        assert failure_file("sagemaker", here) is None
+        with pytest.raises(ClusterError, match="nothing here is sagemaker's"):
+            find("sagemaker", here)
+
+
+@pytest.mark.parametrize("command_name", ["train", "retrain"])
+def test_a_command_beside_a_folder_that_may_not_be_searched_says_what_it_would_elsewhere(
+    command, private: Path, monkeypatch: pytest.MonkeyPatch, command_name: str
+) -> None:
+    monkeypatch.setenv("MNIST_JOB_INTERNAL_ROOT", str(private))
+    with another_user():
+        ended = command(command_name, "--epochs", "0", "--data", "mnist")
+    assert (ended.code, ended.out) == (64, "")
+    assert "--epochs must be " in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=NAMES)

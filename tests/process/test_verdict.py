@@ -213,3 +213,14 @@ def test_a_reason_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert refusal is not None
     assert refusal.startswith("--failure-file ")
     assert verdict.write_failure(None, verdict.failure("x", 64)) is None
+
+
+def test_a_file_in_a_folder_that_may_not_be_searched_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, **_: bool) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(UsageError, match=r"--failure-file .* cannot be written"):
+        verdict.check(str(tmp_path / "x"), verdict.FAILURE)
