@@ -85,8 +85,10 @@ def test_a_custom_job_leaves_all_below_its_base_output_directory(
     copied = {artifact["path"] for artifact in metrics["artifacts"]} | {"metrics.json"}
     assert set(storage.names(model.place)) == copied
     assert read_json(model.metrics) == metrics
-    # In a folder of the run's name, as TensorBoard takes runs, and nowhere else.
-    events = storage.names(base / "logs" / JOB)
+    # In one folder that is named after the run, as TensorBoard takes runs, and nowhere else.
+    [name] = storage.folders(base / "logs")
+    assert name.startswith(f"{JOB}-")
+    events = storage.names(base / "logs" / name)
     assert "scores.tfevents" in events
     assert len(events) > 1
     assert storage.names(run.events) == []
