@@ -74,6 +74,17 @@ class Invocation:
         otherwise = None if self.platform is None else self.platform.workers
         return Cluster.from_environment(environment, together=together, otherwise=otherwise)
 
+    def given(self, option: str, environment: Mapping[str, str]) -> str | None:
+        """Return what a flag such as `--log` was given, also where the parser refuses others.
+
+        By the command line, else its variable, else the platform.
+        """
+        if named := verdict.given(self.words, environment, option):
+            return named
+        found = {} if self.platform is None else self.platform.defaults
+        default = found.get(option.removeprefix("--"))
+        return default.value if default is not None and isinstance(default.value, str) else None
+
     def explain(self, message: str) -> str:
         """Return a refusal with the source of each flag in it that the platform gave."""
         if self.platform is None:

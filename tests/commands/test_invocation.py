@@ -130,6 +130,24 @@ def test_the_reason_of_a_failure_goes_where_somebody_says(command, on_sagemaker,
     assert "--failure-file" in refused.err
 
 
+@pytest.mark.parametrize("command_name", ["train", "retrain"])
+def test_a_failure_is_told_as_the_platform_asks(command, on_sagemaker, tmp_path, command_name):
+    """Its hyperparameters `log` and `termination-log` are heeded at the end, too."""
+    log, mine = tmp_path / "log", tmp_path / "mine"
+    on_sagemaker(log="text", termination_log=str(log), epochs="0")
+    (tmp_path / "opt/ml/checkpoints").mkdir()
+    ended = command(command_name, "--data", "mnist")
+    assert ended.code == 64
+    assert ended.err.startswith("mnist-job: error: ")
+    verdict = json.loads(log.read_text())
+    assert (verdict["status"], verdict["code"]) == ("failed", 64)
+    log.unlink()
+    ended = command(command_name, "--data", "mnist", "--log", "json", "--termination-log", mine)
+    assert json.loads(ended.err)["event"] == "failed"
+    assert mine.exists()
+    assert not log.exists()
+
+
 def test_a_night_is_on_a_platform_too(command, on_sagemaker, tmp_path):
     on_sagemaker(promote="best")
     for folder in ("output", "checkpoints"):
