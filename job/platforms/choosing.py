@@ -44,6 +44,7 @@ def find(named: str, here: Surroundings) -> Found | None:
         because,
         defaults | {flag: each for flag, each in by_name.items() if flag not in here.given},
         platform.workers(here),
+        platform.pools,
         platform.ignored(here),
     )
 

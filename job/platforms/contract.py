@@ -126,6 +126,8 @@ class Platform:
     """Returns values of flags that a file gives by their own names; they win over `rows`."""
     workers: Callable[[Surroundings], Workers | None] = lambda _: None
     """Returns who trains together, where a file tells it and no variable does."""
+    pools: bool = False
+    """Whether CLUSTER_SPEC is its own, and tells who trains together."""
     ignored: Callable[[Surroundings], list[str]] = lambda _: []
     """Returns names of what is there and means nothing to this job, worth a word."""
     failure_file: str | None = None
@@ -142,4 +144,6 @@ class Found:
     defaults: dict[str, Default]
     """By the flag's name; of flags that nobody gave."""
     workers: Workers | None = None
+    pools: bool = False
+    """Whether CLUSTER_SPEC is its own."""
     ignored: list[str] = field(default_factory=list)

@@ -183,7 +183,7 @@ def _workers(here: Surroundings) -> Workers | None:
 
 
 def _peer_timeout(here: Surroundings) -> str | None:
-    cluster = Cluster.from_environment(here.environment, otherwise=_workers(here))
+    cluster = Cluster.from_environment(here.environment, pools=False, otherwise=_workers(here))
     return PEER_TIMEOUT_SECONDS if cluster.workers.count > 1 else None
 
 

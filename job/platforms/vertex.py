@@ -84,5 +84,6 @@ VERTEX = Platform(
         Row("tensorboard-dir", LOGS, _logs),
         Row("peer-timeout", "CLUSTER_SPEC", _peer_timeout),
     ),
+    pools=True,
     ignored=_ignored,
 )

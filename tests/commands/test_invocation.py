@@ -107,6 +107,48 @@ def test_workers_of_the_files_are_those_unless_the_environment_names_others(on_s
     assert invocation.cluster(named, together=True).workers == Workers(("x:1", "y:1"), 0)
 
 
+SPEC = {
+    "cluster": {"workerpool0": ["a:1"], "workerpool1": ["b:1"]},
+    "task": {"type": "workerpool1", "index": 0},
+}
+
+
+@pytest.mark.parametrize("text", [json.dumps(SPEC), '{"cluster": {"ps": ["x:1"]}}', "of another"])
+@pytest.mark.parametrize(
+    ("environment", "flags"), [({}, ""), ({}, "--platform none"), (ON_VERTEX, "--platform none")]
+)
+def test_a_cluster_spec_is_left_alone_where_it_is_no_platforms(
+    command, configs, monkeypatch, environment, flags, text
+):
+    for name, value in (environment | {"CLUSTER_SPEC": text}).items():
+        monkeypatch.setenv(name, value)
+    ended = command("train", *flags.split())
+    assert ended.code == 0, ended.err
+    assert configs
+
+
+def test_a_cluster_spec_is_left_alone_on_another_platform(on_sagemaker, tmp_path):
+    on_sagemaker()
+    here = {"MNIST_JOB_INTERNAL_ROOT": str(tmp_path), "CLUSTER_SPEC": "of another"}
+    invocation = of("train", here)
+    assert invocation.platform.defaults["peer-timeout"].value == "600"
+    assert invocation.cluster(here, together=True).workers.addresses == (
+        "algo-1:2222",
+        "algo-2:2222",
+    )
+
+
+def test_the_pools_of_vertex_train_together(command, monkeypatch):
+    here = ON_VERTEX | {"CLUSTER_SPEC": json.dumps(SPEC)}
+    workers = of("train", here).cluster(here, together=True).workers
+    assert workers == Workers(("a:1", "b:1"), 1)
+    for name, value in (ON_VERTEX | {"CLUSTER_SPEC": "of another"}).items():
+        monkeypatch.setenv(name, value)
+    refused = command("train")
+    assert (refused.code, refused.out) == (78, "")
+    assert "CLUSTER_SPEC 'of another' is not understood" in refused.err
+
+
 def test_a_command_without_the_flag_is_on_no_platform(on_sagemaker, command, tmp_path):
     on_sagemaker(nonsense="1")
     assert command("train").code == 64
