@@ -349,22 +349,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the program's name; those of this process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    code, ended = _run(words)
+    command = typer.main.get_command(app)
+    invocation = Invocation(words)  # what is known of it until its surroundings are understood
+    ended: dict[str, Any] | None
     try:
-        _tell(words, ended)
+        invocation = Invocation.of(words, command, os.environ)
+    except JobError as error:
+        code, ended = _failed(str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001  as in `_run`
+        code, ended = _unforeseen(error)
+    else:
+        code, ended = _run(command, invocation)
+    try:
+        _tell(invocation, ended)
     except (StoppedError, KeyboardInterrupt):  # a signal raises once, and here it comes too late
-        _tell(words, ended)
+        _tell(invocation, ended)
     return code
 
 
-def _run(words: list[str]) -> tuple[int, dict[str, Any] | None]:
+def _run(command: Any, invocation: Invocation) -> tuple[int, dict[str, Any] | None]:
     """Run one command; return its exit code and the verdict on it, if it has one."""
-    command = typer.main.get_command(app)
-    invocation = Invocation(words)
+    ended: Any
     try:
-        invocation = Invocation.of(words, command, os.environ)
         ended = command.main(
-            words,
+            invocation.words,
             prog_name=PROGRAM,
             standalone_mode=False,
             obj=invocation,
@@ -411,20 +419,22 @@ def _failed(message: str, code: int) -> tuple[int, dict[str, Any]]:
     return code, verdict.failure(message, code)
 
 
-def _tell(words: Sequence[str], ended: dict[str, Any] | None) -> None:
+def _tell(invocation: Invocation, ended: dict[str, Any] | None) -> None:
     """Say what went wrong, if anything did, and leave the verdict in its place."""
     if ended is None:
         return
+    words = invocation.words
     # As the log of the run has it, even where the flags could not be understood.
     logs = words[:1] in (
         ["train"],
         ["retrain"],
         ["tune"],
     )  # the others print what they were called for
-    wanted = verdict.given(words, os.environ, "--log") if logs else "text"
+    wanted = invocation.given("--log", os.environ) if logs else "text"
     progress = Progress(wanted or "auto", sys.stderr)
     console.tell_failure(progress, ended)
-    refusals = [verdict.write(verdict.path(words, os.environ), ended)]
+    log = invocation.given(verdict.OPTION, os.environ) or verdict.path(words, os.environ)
+    refusals = [verdict.write(log, ended)]
     if words[:1] in (["train"], ["retrain"]):
         refusals.append(verdict.write_failure(failure_file(words, os.environ), ended))
     for refusal in refusals:

@@ -124,7 +124,7 @@ class RunConfig:
     report: bool = False
     """Leave a page that shows the run, or how far an attempt came that failed or was stopped."""
     tensorboard_dir: str | None = None
-    """Event files go below this folder or URI, by the run's name; None for the run's own folder."""
+    """Event files go below this folder or URI; None for the run's own folder."""
     tensorboard: bool = False
     """Also write event files for TensorBoard, one with each checkpoint."""
     augment: Augmentation = "none"
@@ -243,10 +243,16 @@ class RunConfig:
 
     @property
     def events(self) -> Place | None:
-        """Folder of the run's event files, where that isn't below `place`."""
+        """Folder of the run's event files, where that isn't below `place`.
+
+        It is called `<run_id>-<8 hex digits>`, which tell apart runs of one id that have another
+        output or another config: in one folder the later would find its curves drawn already.
+        """
         if self.tensorboard_dir is None:
             return None
-        return parse(self.tensorboard_dir, "--tensorboard-dir") / self.run_id
+        which = json.dumps([self.place.kind, self.place.bucket, self.place.key, self.digest])
+        name = f"{self.run_id}-{hashlib.sha256(which.encode()).hexdigest()[:8]}"
+        return parse(self.tensorboard_dir, "--tensorboard-dir") / name
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import re
 from dataclasses import FrozenInstanceError, asdict, fields, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -378,3 +379,15 @@ def test_a_field_that_only_this_config_has_is_named() -> None:
 def test_a_field_that_only_the_other_config_has_is_named() -> None:
     """Another version of the job may know flags that this one doesn't: say which."""
     assert "dropout" in CONFIG.difference(CONFIG.identity | {"dropout": 0.5})
+
+
+def test_event_files_that_are_kept_elsewhere_are_those_of_one_run(tmp_path: Path) -> None:
+    """Not of another of its id, which would find its curves drawn; the same run finds its own."""
+    one = {"run_id": "r", "tensorboard_dir": "gs://bucket/logs", "output": str(tmp_path)}
+    config = RunConfig(**one)
+    assert re.fullmatch(r"gs://bucket/logs/r-[0-9a-f]{8}", str(config.events))
+    for other in ({"output": "gs://bucket/runs"}, {"epochs": 3}, {"seed": 1}, {"run_id": "s"}):
+        assert RunConfig(**one | other).events != config.events
+    for same in ({"output": f"file://{tmp_path}"}, {"time_limit": 60}, {"strategy": "cpu"}):
+        assert RunConfig(**one | same).events == config.events
+    assert RunConfig(run_id="r").events is None

@@ -471,5 +471,7 @@ def test_its_event_files_go_where_those_of_runs_go(command, flags, mine, tmp_pat
     logs = ["--ensemble", "2", "--tensorboard-dir", tmp_path / "logs"]
     ended = command("train", *flags, *place(mine), *logs)
     assert ended.code == 0, ended.err
-    assert [path.name for path in (tmp_path / "logs" / "e").iterdir()] == ["scores.tfevents"]
+    [folder] = (tmp_path / "logs").iterdir()
+    assert folder.name.startswith("e-")
+    assert [path.name for path in folder.iterdir()] == ["scores.tfevents"]
     assert not (mine / "e" / "tensorboard").exists()

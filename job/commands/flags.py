@@ -245,8 +245,8 @@ TensorboardDir = Annotated[
     str | None,
     _flag(
         "tensorboard-dir",
-        "Write them below this folder or URI, in a folder of the run's name. [default: tensorboard "
-        "in the run's own]",
+        "Write them below this folder or URI, in a folder named after the run. [default: "
+        "tensorboard in the run's own]",
     ),
 ]
 Pushgateway = Annotated[

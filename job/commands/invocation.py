@@ -68,11 +68,29 @@ class Invocation:
     def cluster(self, environment: Mapping[str, str], *, together: bool) -> Cluster:
         """Return this process's place; the environment wins over what the platform's files say.
 
+        CLUSTER_SPEC is heeded where it is the platform's, and is somebody else's elsewhere.
+
         Raises:
             ClusterError: see `Cluster.from_environment`.
         """
-        otherwise = None if self.platform is None else self.platform.workers
-        return Cluster.from_environment(environment, together=together, otherwise=otherwise)
+        found = self.platform
+        return Cluster.from_environment(
+            environment,
+            together=together,
+            pools=found is not None and found.pools,
+            otherwise=None if found is None else found.workers,
+        )
+
+    def given(self, option: str, environment: Mapping[str, str]) -> str | None:
+        """Return what a flag such as `--log` was given, also where the parser refuses others.
+
+        By the command line, else its variable, else the platform.
+        """
+        if named := verdict.given(self.words, environment, option):
+            return named
+        found = {} if self.platform is None else self.platform.defaults
+        default = found.get(option.removeprefix("--"))
+        return default.value if default is not None and isinstance(default.value, str) else None
 
     def explain(self, message: str) -> str:
         """Return a refusal with the source of each flag in it that the platform gave."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from job.errors import ClusterError
-from job.platforms.contract import NIGHT, Default, Found, Platform, Surroundings
+from job.platforms.contract import NIGHT, Default, Found, Platform, Surroundings, is_folder
 from job.platforms.sagemaker import SAGEMAKER
 from job.platforms.vertex import VERTEX
 
@@ -44,6 +44,7 @@ def find(named: str, here: Surroundings) -> Found | None:
         because,
         defaults | {flag: each for flag, each in by_name.items() if flag not in here.given},
         platform.workers(here),
+        platform.pools,
         platform.ignored(here),
     )
 
@@ -54,7 +55,7 @@ def failure_file(named: str, here: Surroundings) -> str | None:
     if platform is None or platform.failure_file is None:
         return None
     path = here.path(platform.failure_file)
-    return str(path) if path.parent.is_dir() else None
+    return str(path) if is_folder(path.parent) else None
 
 
 def _recognised(named: str, here: Surroundings) -> Platform | None:

@@ -15,6 +15,14 @@ NIGHT = {"run-id": "night"}  # what names the work of a night
 _MOST_BYTES = 16 * 1024 * 1024  # of a file of the platform's
 
 
+def is_folder(path: Path) -> bool:
+    """Tell whether a folder is there; one in a folder that may not be searched counts as not."""
+    try:
+        return path.is_dir()
+    except OSError:  # Python 3.11 raises what is no answer, such as "permission denied"
+        return False
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """Where a command was started, and what is known of it before its flags are parsed."""
@@ -34,6 +42,10 @@ class Surroundings:
     def path(self, absolute: str) -> Path:
         """Return where a path of the platform's lies."""
         return self.root / absolute.lstrip("/")
+
+    def has_folder(self, absolute: str) -> bool:
+        """Tell whether a folder of the platform's is there, as far as this user may see."""
+        return is_folder(self.path(absolute))
 
     def document(self, absolute: str) -> dict[str, Any]:
         """Return the JSON object in a file of the platform's; {} where there is no such file.
@@ -114,6 +126,8 @@ class Platform:
     """Returns values of flags that a file gives by their own names; they win over `rows`."""
     workers: Callable[[Surroundings], Workers | None] = lambda _: None
     """Returns who trains together, where a file tells it and no variable does."""
+    pools: bool = False
+    """Whether CLUSTER_SPEC is its own, and tells who trains together."""
     ignored: Callable[[Surroundings], list[str]] = lambda _: []
     """Returns names of what is there and means nothing to this job, worth a word."""
     failure_file: str | None = None
@@ -130,4 +144,6 @@ class Found:
     defaults: dict[str, Default]
     """By the flag's name; of flags that nobody gave."""
     workers: Workers | None = None
+    pools: bool = False
+    """Whether CLUSTER_SPEC is its own."""
     ignored: list[str] = field(default_factory=list)

@@ -26,6 +26,7 @@ from job.platforms.contract import (
     Row,
     Surroundings,
     Value,
+    is_folder,
     variable,
     writes_events,
 )
@@ -51,7 +52,7 @@ _NOT_SET_SO = {"platform", "failure-file"}
 
 
 def _sign(here: Surroundings) -> str | None:
-    return f"{here.path(CONFIG)} is there" if here.path(CONFIG).is_dir() else None
+    return f"{here.path(CONFIG)} is there" if here.has_folder(CONFIG) else None
 
 
 # --- hyperparameters ----------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def _data(here: Surroundings) -> str | None:
     """
     config = here.document(CHANNELS)
     folder = here.path(DATA)
-    names = set(config) or {path.name for path in _entries(folder) if path.is_dir()}
+    names = set(config) or {path.name for path in _entries(folder) if is_folder(path)}
     if not (names := names - _NOT_DATA):
         return None
     if len(names) > 1 or not names <= _TRAINING:
@@ -182,7 +183,7 @@ def _workers(here: Surroundings) -> Workers | None:
 
 
 def _peer_timeout(here: Surroundings) -> str | None:
-    cluster = Cluster.from_environment(here.environment, otherwise=_workers(here))
+    cluster = Cluster.from_environment(here.environment, pools=False, otherwise=_workers(here))
     return PEER_TIMEOUT_SECONDS if cluster.workers.count > 1 else None
 
 
@@ -196,7 +197,7 @@ def _output(here: Surroundings) -> str:
         UsageError: a night needs a folder that outlives its job.
         ClusterError: it can't be written.
     """
-    lasts = here.path(CHECKPOINTS).is_dir()
+    lasts = here.has_folder(CHECKPOINTS)
     if "night" in here.flags and not lasts:
         raise UsageError(
             f"--output is missing: {here.path(CHECKPOINTS)} is not there, and nights share a "
@@ -207,12 +208,12 @@ def _output(here: Surroundings) -> str:
 
 def _events(here: Surroundings) -> str | None:
     path = here.path(TENSORBOARD)  # there where a TensorBoardOutputConfig asks for it
-    return _writable(path) if path.is_dir() and writes_events() else None
+    return _writable(path) if is_folder(path) and writes_events() else None
 
 
 def _failure(here: Surroundings) -> str | None:
     path = here.path(FAILURE)
-    return _writable(path) if path.parent.is_dir() else None
+    return _writable(path) if is_folder(path.parent) else None
 
 
 def _writable(path: Path) -> str:
@@ -221,7 +222,8 @@ def _writable(path: Path) -> str:
     Raises:
         ClusterError: it may not.
     """
-    there = next(each for each in (path, *path.parents) if each.exists())
+    # Unlike Path.exists, this never raises: of what may not be seen the folder above it is named.
+    there = next(each for each in (path, *path.parents) if os.access(each, os.F_OK))
     if not os.access(there, os.W_OK):
         raise ClusterError(
             f"{there} can't be written by uid {os.geteuid()}: SageMaker's folders belong to root; "

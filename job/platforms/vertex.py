@@ -37,11 +37,12 @@ def _run_id(here: Surroundings) -> str | None:
     return f"{job}-{trial}" if job and trial else job
 
 
-def _output(here: Surroundings) -> str | None:
+def _output(here: Surroundings) -> str:
     """Return where runs go: beside the model, below the job's base output directory.
 
     Raises:
-        UsageError: a night needs a folder that outlives its job.
+        UsageError: a night needs a folder that outlives its job, and a run one that outlives its
+            container.
     """
     if "night" in here.flags:
         raise UsageError(
@@ -50,8 +51,12 @@ def _output(here: Surroundings) -> str | None:
         )
     if checkpoints := here.variable(CHECKPOINTS):
         return checkpoints
-    model = here.variable(MODEL)
-    return None if model is None else model.rstrip("/").rpartition("/")[0]
+    if model := here.variable(MODEL):
+        return model.rstrip("/").rpartition("/")[0]
+    raise UsageError(
+        "--output is missing: without a base output directory a run is lost with its container; "
+        "give the job a baseOutputDirectory, or --output gs://bucket/key"
+    )
 
 
 def _logs(here: Surroundings) -> str | None:
@@ -79,5 +84,6 @@ VERTEX = Platform(
         Row("tensorboard-dir", LOGS, _logs),
         Row("peer-timeout", "CLUSTER_SPEC", _peer_timeout),
     ),
+    pools=True,
     ignored=_ignored,
 )

@@ -10,8 +10,11 @@ Status is `complete`, `stopped` (the same command goes on), `retry` (it may succ
 `failed`.
 """
 
+import contextlib
 import json
 import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ FAILURE = "--failure-file"
 MAX_REASON = 1024  # characters: SageMaker shows no more
 KUBERNETES_LOG = "/dev/termination-log"  # where a container's log lies unless its pod says other
 MAX_BYTES = 4096  # Kubernetes keeps no more
+_FAILURE_LINE = re.compile(rb"exit [0-9]{1,3}: ")  # what the reason of a failure begins with
 _STOPPED = (StoppedError.exit_code, EXIT_INTERRUPTED)
 
 
@@ -43,7 +47,7 @@ def path(
     """
     if named := given(words, environment, OPTION):
         return named
-    return default if Path(default).is_file() and os.access(default, os.W_OK) else None
+    return default if os.access(default, os.W_OK) and Path(default).is_file() else None
 
 
 def given(words: Sequence[str], environment: Mapping[str, str], option: str) -> str | None:
@@ -67,8 +71,12 @@ def check(path: str | None, option: str = OPTION) -> None:
     if path is None:
         return
     target = Path(path)
-    written = target if target.exists() else target.parent
-    if target.is_dir() or not written.exists() or not os.access(written, os.W_OK):
+    try:
+        written = target if target.exists() else target.parent
+        writable = not target.is_dir() and written.exists() and os.access(written, os.W_OK)
+    except OSError:  # in a folder that may not be searched
+        writable = False
+    if not writable:
         raise UsageError(
             f"{option} {path!r} cannot be written: name a file in a folder that is there and "
             "writable"
@@ -115,13 +123,25 @@ def write_failure(path: str | None, verdict: dict[str, Any]) -> str | None:
     """Write why it failed to the file `path`, if it did; return why that failed, if it did.
 
     One line of at most 1,024 characters, the exit code first. A run that was stopped, and will go
-    on, has not failed.
+    on, has not failed. One that is complete takes away what a try before it left there.
     """
+    if path is not None and verdict["status"] == "complete":
+        _remove_failure(Path(path))
     if path is None or verdict["status"] not in {"failed", "retry"}:
         return None
     line = f"exit {verdict['code']}: {verdict['error']}"
     line = line if len(line) <= MAX_REASON else f"{line[: MAX_REASON - 3]}..."
     return _written(FAILURE, path, line.encode(errors="backslashreplace"))
+
+
+def _remove_failure(path: Path) -> None:
+    """Remove a file that `write_failure` wrote; nothing else, be it a device or somebody's file."""
+    with contextlib.suppress(OSError, ValueError):  # the run is complete all the same
+        if stat.S_ISREG(path.lstat().st_mode):
+            with path.open("rb") as file:
+                ours = _FAILURE_LINE.match(file.read(16))
+            if ours:
+                path.unlink()
 
 
 def _written(option: str, path: str, content: bytes) -> str | None:

@@ -57,6 +57,7 @@ class Cluster:
         environment: Mapping[str, str],
         *,
         together: bool = True,
+        pools: bool = True,
         otherwise: Workers | None = None,
     ) -> "Cluster":
         """Read the place from `environment`; an empty variable counts as unset.
@@ -64,6 +65,7 @@ class Cluster:
         Args:
             environment: the process's.
             together: look for workers to train with; else this process is on its own.
+            pools: look for them in Vertex AI's CLUSTER_SPEC, too.
             otherwise: who trains together where the environment names nobody, as a platform's files
                 tell it; None for this process alone.
 
@@ -72,13 +74,14 @@ class Cluster:
         """
         cores = environment.get("K8S_CPU_LIMIT", "")
         index = environment.get("JOB_COMPLETION_INDEX", "")
+        named = _workers(environment, pools=pools) if together else Workers()
         return cls(
             job=environment.get("K8S_JOB_NAME") or None,
             pod=environment.get("K8S_POD_NAME") or None,
             node=environment.get("K8S_NODE_NAME") or None,
             image=environment.get("K8S_IMAGE") or None,
             cpu_limit=(int(cores) or None) if cores.isdecimal() else None,
-            workers=(_workers(environment) or otherwise or Workers()) if together else Workers(),
+            workers=named or otherwise or Workers(),
             completion_index=int(index) if index.isdecimal() else None,
         )
 
@@ -88,10 +91,10 @@ class Cluster:
         return {"job": self.job, "pod": self.pod, "node": self.node, "image": self.image}
 
 
-def _workers(environment: Mapping[str, str]) -> Workers | None:
+def _workers(environment: Mapping[str, str], *, pools: bool) -> Workers | None:
     """Return the workers of TF_CONFIG, of CLUSTER_SPEC, or of an Indexed Job; None without any."""
     for name, chief, worker, form in _GROUPS:
-        if text := environment.get(name):
+        if (text := environment.get(name)) and (pools or name != POOLS):
             return _of_groups(name, text, chief, worker, form)
     if not environment.get("K8S_WORKERS"):
         return None
@@ -110,6 +113,7 @@ def _workers(environment: Mapping[str, str]) -> Workers | None:
     return Workers(tuple(f"{job}-{i}.{service}:{port}" for i in range(count)), index)
 
 
+POOLS = "CLUSTER_SPEC"
 # Variables that name groups of workers, in the order they are believed in: what each calls the
 # chief and the others, and its form. CLUSTER_SPEC is Vertex AI's, whose pools go by their number.
 _GROUPS = (
@@ -123,7 +127,7 @@ _GROUPS = (
         ),
     ),
     (
-        "CLUSTER_SPEC",
+        POOLS,
         "workerpool0",
         "workerpool1",
         (

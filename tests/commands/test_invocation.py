@@ -107,6 +107,48 @@ def test_workers_of_the_files_are_those_unless_the_environment_names_others(on_s
     assert invocation.cluster(named, together=True).workers == Workers(("x:1", "y:1"), 0)
 
 
+SPEC = {
+    "cluster": {"workerpool0": ["a:1"], "workerpool1": ["b:1"]},
+    "task": {"type": "workerpool1", "index": 0},
+}
+
+
+@pytest.mark.parametrize("text", [json.dumps(SPEC), '{"cluster": {"ps": ["x:1"]}}', "of another"])
+@pytest.mark.parametrize(
+    ("environment", "flags"), [({}, ""), ({}, "--platform none"), (ON_VERTEX, "--platform none")]
+)
+def test_a_cluster_spec_is_left_alone_where_it_is_no_platforms(
+    command, configs, monkeypatch, environment, flags, text
+):
+    for name, value in (environment | {"CLUSTER_SPEC": text}).items():
+        monkeypatch.setenv(name, value)
+    ended = command("train", *flags.split())
+    assert ended.code == 0, ended.err
+    assert configs
+
+
+def test_a_cluster_spec_is_left_alone_on_another_platform(on_sagemaker, tmp_path):
+    on_sagemaker()
+    here = {"MNIST_JOB_INTERNAL_ROOT": str(tmp_path), "CLUSTER_SPEC": "of another"}
+    invocation = of("train", here)
+    assert invocation.platform.defaults["peer-timeout"].value == "600"
+    assert invocation.cluster(here, together=True).workers.addresses == (
+        "algo-1:2222",
+        "algo-2:2222",
+    )
+
+
+def test_the_pools_of_vertex_train_together(command, monkeypatch):
+    here = ON_VERTEX | {"CLUSTER_SPEC": json.dumps(SPEC)}
+    workers = of("train", here).cluster(here, together=True).workers
+    assert workers == Workers(("a:1", "b:1"), 1)
+    for name, value in (ON_VERTEX | {"CLUSTER_SPEC": "of another"}).items():
+        monkeypatch.setenv(name, value)
+    refused = command("train")
+    assert (refused.code, refused.out) == (78, "")
+    assert "CLUSTER_SPEC 'of another' is not understood" in refused.err
+
+
 def test_a_command_without_the_flag_is_on_no_platform(on_sagemaker, command, tmp_path):
     on_sagemaker(nonsense="1")
     assert command("train").code == 64
@@ -128,6 +170,24 @@ def test_the_reason_of_a_failure_goes_where_somebody_says(command, on_sagemaker,
     refused = command("train", "--failure-file", tmp_path / "no" / "folder")
     assert refused.code == 64
     assert "--failure-file" in refused.err
+
+
+@pytest.mark.parametrize("command_name", ["train", "retrain"])
+def test_a_failure_is_told_as_the_platform_asks(command, on_sagemaker, tmp_path, command_name):
+    """Its hyperparameters `log` and `termination-log` are heeded at the end, too."""
+    log, mine = tmp_path / "log", tmp_path / "mine"
+    on_sagemaker(log="text", termination_log=str(log), epochs="0")
+    (tmp_path / "opt/ml/checkpoints").mkdir()
+    ended = command(command_name, "--data", "mnist")
+    assert ended.code == 64
+    assert ended.err.startswith("mnist-job: error: ")
+    verdict = json.loads(log.read_text())
+    assert (verdict["status"], verdict["code"]) == ("failed", 64)
+    log.unlink()
+    ended = command(command_name, "--data", "mnist", "--log", "json", "--termination-log", mine)
+    assert json.loads(ended.err)["event"] == "failed"
+    assert mine.exists()
+    assert not log.exists()
 
 
 def test_a_night_is_on_a_platform_too(command, on_sagemaker, tmp_path):

@@ -1,5 +1,8 @@
 """The platform that is named, or seen; and the one that isn't there."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import get_args
 
@@ -45,13 +48,59 @@ def test_the_flag_knows_the_table(command) -> None:
 
 def test_a_platform_that_is_named_is_taken_though_another_is_seen(tmp_path: Path) -> None:
     (tmp_path / "opt/ml/input/config").mkdir(parents=True)
-    here = Surroundings({"CLOUD_ML_JOB_ID": "1"}, FLAGS, root=tmp_path)
+    environment = {"AIP_MODEL_DIR": "gs://bucket/base/model/"}
+    here = Surroundings(environment, FLAGS, root=tmp_path)
     assert find("auto", here).name == "sagemaker"  # the first of the table
     assert find("vertex", here).name == "vertex"
     assert failure_file("vertex", here) is None
     assert failure_file("auto", here) is None
     (tmp_path / "opt/ml/output").mkdir()
     assert failure_file("auto", here) == str(tmp_path / "opt/ml/output/failure")
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Let this process be uid 65534 for a while; a test that isn't root's is skipped."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become somebody else")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    """Return a root whose /opt/ml is there, with all in it, and its owner's alone."""
+    for folder in ("input/config", "output", "checkpoints"):
+        (tmp_path / "opt" / "ml" / folder).mkdir(parents=True)
+    (tmp_path / "opt" / "ml").chmod(0o700)
+    return tmp_path
+
+
+def test_a_folder_that_may_not_be_searched_is_not_there(private: Path) -> None:
+    here = Surroundings({}, FLAGS, root=private)
+    assert find("auto", here).name == "sagemaker"  # its owner's
+    with another_user():
+        assert find("auto", here) is None
+        assert failure_file("auto", here) is None
+        assert failure_file("sagemaker", here) is None
+        with pytest.raises(ClusterError, match="nothing here is sagemaker's"):
+            find("sagemaker", here)
+
+
+@pytest.mark.parametrize("command_name", ["train", "retrain"])
+def test_a_command_beside_a_folder_that_may_not_be_searched_says_what_it_would_elsewhere(
+    command, private: Path, monkeypatch: pytest.MonkeyPatch, command_name: str
+) -> None:
+    monkeypatch.setenv("MNIST_JOB_INTERNAL_ROOT", str(private))
+    with another_user():
+        ended = command(command_name, "--epochs", "0", "--data", "mnist")
+    assert (ended.code, ended.out) == (64, "")
+    assert "--epochs must be " in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("platform", PLATFORMS, ids=NAMES)

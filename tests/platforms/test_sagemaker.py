@@ -327,7 +327,10 @@ def test_without_a_checkpoint_config_runs_go_where_output_is_packed(machine: Mac
 def test_folders_of_roots_are_told_with_the_way_out(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "checkpoints")
+    there = os.F_OK
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: mode == there or Path(path).name != "checkpoints"
+    )
     with pytest.raises(ClusterError, match=r"checkpoints can't be written by uid .*USER root"):
         machine.find()
     assert machine.values("output")["model-dir"] == str(machine.ml / "model")
@@ -507,3 +510,27 @@ def test_one_host_is_a_process_on_its_own(machine: Machine, hosts: object) -> No
     machine._write("resourceconfig.json", hosts)
     assert machine.find().workers is None
     assert "peer-timeout" not in machine.values()
+
+
+def test_folders_that_may_not_be_searched_count_as_missing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.11 raises where it may not look; what can't be written is refused by name."""
+    closed = machine.ml / "output"
+    stat, access = Path.stat, os.access
+
+    def refused(path: Path, **more: bool) -> os.stat_result:
+        if closed in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **more)
+
+    def no_access(path: Path, mode: int) -> bool:
+        seen = closed not in path.parents and (path != closed or mode == os.F_OK)
+        return seen and access(path, mode)
+
+    (closed / "tensorboard").mkdir()
+    monkeypatch.setattr(Path, "stat", refused)
+    assert "tensorboard-dir" not in machine.values("failure-file")
+    monkeypatch.setattr(os, "access", no_access)
+    with pytest.raises(ClusterError, match=f"{closed} can't be written by uid "):
+        machine.values()

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import servers
 from conftest import free_ports
 
-from job import storage
+from job import run, storage
+from job.config import RunConfig
 from job.errors import ClusterError, UsageError
 from job.platforms import Surroundings, find, vertex
 from job.results.publishing import RunFolder, read_json
@@ -83,8 +85,10 @@ def test_a_custom_job_leaves_all_below_its_base_output_directory(
     copied = {artifact["path"] for artifact in metrics["artifacts"]} | {"metrics.json"}
     assert set(storage.names(model.place)) == copied
     assert read_json(model.metrics) == metrics
-    # In a folder of the run's name, as TensorBoard takes runs, and nowhere else.
-    events = storage.names(base / "logs" / JOB)
+    # In one folder that is named after the run, as TensorBoard takes runs, and nowhere else.
+    [name] = storage.folders(base / "logs")
+    assert name.startswith(f"{JOB}-")
+    events = storage.names(base / "logs" / name)
     assert "scores.tfevents" in events
     assert len(events) > 1
     assert storage.names(run.events) == []
@@ -150,12 +154,38 @@ def test_runs_lie_beside_the_model_where_no_other_folder_is_named(model: str) ->
 @pytest.mark.parametrize("name", vertex.SIGNS)
 def test_each_of_its_variables_shows_it_unless_it_is_empty(name: str) -> None:
     assert find("auto", Surroundings({name: ""}, FLAGS)) is None
-    seen = find("auto", Surroundings({name: "gs://bucket/base/x/"}, FLAGS))
+    given = frozenset({"output"})
+    seen = find("auto", Surroundings({name: "gs://bucket/base/x/"}, FLAGS, given))
     assert (seen.name, seen.because) == ("vertex", f"{name} is set")
 
 
-def test_a_job_without_a_base_output_directory_has_its_name_only() -> None:
-    assert found({"CLOUD_ML_JOB_ID": JOB}) == {"run-id": JOB}
+@pytest.mark.parametrize("more", [{}, {"AIP_TENSORBOARD_LOG_DIR": "gs://bucket/logs/"}])
+def test_a_job_without_a_base_output_directory_is_refused(
+    command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: dict[str, str]
+) -> None:
+    """The image's own output lies in the container, and would be lost with the model in it."""
+    image = {"CLOUD_ML_JOB_ID": JOB, "MNIST_JOB_INTERNAL_OUTPUT": str(tmp_path / "runs")}
+    for name, value in (image | more).items():
+        monkeypatch.setenv(name, value)
+    refused = command("train", "--epochs", "1")
+    assert (refused.code, refused.out) == (64, "")
+    assert "--output is missing: " in refused.err
+    assert "baseOutputDirectory, or --output gs://" in refused.err
+    assert refused.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("given", ["flag", "variable"])
+def test_a_job_without_a_base_output_directory_may_be_given_an_output(
+    command, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(run, "train_run", lambda config, *_: seen.append(config))
+    monkeypatch.setenv("CLOUD_ML_JOB_ID", JOB)
+    monkeypatch.setenv("MNIST_JOB_OUTPUT", "gs://bucket/key" if given == "variable" else "")
+    flags = ["--output", "gs://bucket/key"] if given == "flag" else []
+    assert command("train", *flags).code == 0
+    assert (seen[0].output, seen[0].run_id) == ("gs://bucket/key", JOB)
 
 
 def test_without_what_writes_event_files_none_are_asked_for(
@@ -169,7 +199,7 @@ def test_without_what_writes_event_files_none_are_asked_for(
 
 def test_data_of_a_managed_set_are_told_as_not_read() -> None:
     uris = {"AIP_TRAINING_DATA_URI": "gs://bucket/training-*", "AIP_DATA_FORMAT": "csv"}
-    seen = find("auto", Surroundings({"CLOUD_ML_JOB_ID": JOB} | uris, FLAGS))
+    seen = find("auto", Surroundings(variables("gs://bucket/base") | uris, FLAGS))
     assert seen.ignored == ["AIP_TRAINING_DATA_URI"]
 
 

@@ -213,3 +213,58 @@ def test_a_reason_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert refusal is not None
     assert refusal.startswith("--failure-file ")
     assert verdict.write_failure(None, verdict.failure("x", 64)) is None
+
+
+def test_a_file_in_a_folder_that_may_not_be_searched_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, **_: bool) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(UsageError, match=r"--failure-file .* cannot be written"):
+        verdict.check(str(tmp_path / "x"), verdict.FAILURE)
+
+
+def test_a_complete_run_takes_away_why_a_try_before_it_failed(tmp_path: Path) -> None:
+    path = tmp_path / "failure"
+    complete = verdict.success("r", None)
+    verdict.write_failure(str(path), verdict.failure("no room", 74))
+    for stopped in (130, 143):
+        verdict.write_failure(str(path), verdict.failure("stopped", stopped))
+        assert path.exists()
+    assert verdict.write_failure(str(path), complete) is None
+    assert not path.exists()
+    assert verdict.write_failure(str(path), complete) is None
+
+
+def test_only_what_tells_a_failure_is_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    foreign, link, told = (tmp_path / name for name in ("foreign", "link", "told"))
+    foreign.write_text("exit strategies: none")
+    told.write_text("exit 64: x")
+    link.symlink_to(told)
+    complete = verdict.success("r", None)
+    for path in (foreign, link, tmp_path, Path("/dev/null"), Path("x\0y")):
+        assert verdict.write_failure(str(path), complete) is None
+    assert foreign.exists()
+    assert link.exists()
+    assert Path("/dev/null").is_char_device()
+
+    def refused(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert verdict.write_failure(str(told), complete) is None  # a failure to remove is none
+    assert told.exists()
+
+
+def test_a_run_that_is_complete_at_last_leaves_no_failure(command, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(run, "train_run", lambda *_: None)
+    path = tmp_path / "failure"
+    flags = ["--data", "mnist", "--output", tmp_path / "runs", "--failure-file", path]
+    assert command("train", *flags, "--epochs", "0").code == 64
+    assert path.exists()
+    assert command("train", *flags).code == 0
+    assert not path.exists()
