@@ -79,6 +79,7 @@ def train(
         runtime.count_from_here()
         asked = Asked(config.time_limit, stop)
         cluster = Cluster.from_environment(os.environ, together=False)
+        cluster = replace(cluster, completion_index=None)  # who calls has asked for all members
         _, document = _aside(
             lambda: trained(settled(config), cluster, asked, progress), asked.interrupt
         )

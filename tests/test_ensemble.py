@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import schema
 
+import job
 from job import ensemble
 from job.config import RunConfig
 from job.errors import TemporaryError
@@ -357,6 +358,29 @@ def test_a_pod_that_others_are_missing_to_ends_well_and_the_last_one_publishes(
     assert command(*words).code == 0
     assert contents(mine / "e") == contents(output / "e")
     assert json.loads(log.read_text())["run"] == str(mine / "e")
+
+
+@pytest.mark.parametrize("from_python", [False, True])
+def test_who_is_no_pod_of_many_trains_all_members(
+    flags, command, monkeypatch, tmp_path, from_python
+):
+    """The only node of a TrainJob has an index too; and a program said what it wants."""
+    begun = []
+
+    def train(members, *_):
+        begun.append([member.run_id for member in members])
+        raise TemporaryError("far enough")
+
+    monkeypatch.setattr(ensemble, "_train", train)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    if from_python:
+        config = RunConfig.of(data=flags[1], output=tmp_path, run_id="e", ensemble=2)
+        with pytest.raises(TemporaryError, match="far enough"):
+            job.train(config)
+    else:
+        monkeypatch.setenv("K8S_WORKERS", "1")
+        assert command("train", *flags, *place(tmp_path), "--ensemble", "2").code == 75
+    assert begun == [["e-1", "e-2"]]
 
 
 @pytest.mark.slow
