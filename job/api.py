@@ -66,7 +66,8 @@ def train(
         The content of `metrics.json`, as `job/assets/metrics.schema.json` describes it.
 
     Raises:
-        JobError: whatever went wrong; nothing that exists was overwritten.
+        ClusterError: what the config asks for isn't installed, or not there.
+        JobError: whatever else went wrong; nothing that exists was overwritten.
         StoppedError, TemporaryError: `stop` was set, or the time limit reached; all work is saved.
         KeyboardInterrupt: by Ctrl-C; all work is saved, unless it came twice.
     """
@@ -75,14 +76,20 @@ def train(
             "train() is one process, and strategy 'multiworker' several: start mnist-job train on "
             "each of them"
         )
+    from job.report import tensorboard  # noqa: PLC0415
+
     with _using(log, storage_timeout, anonymous) as progress:
         runtime.count_from_here()
         asked = Asked(config.time_limit, stop)
         cluster = Cluster.from_environment(os.environ, together=False)
         cluster = replace(cluster, completion_index=None)  # who calls has asked for all members
-        _, document = _aside(
-            lambda: trained(settled(config), cluster, asked, progress), asked.interrupt
-        )
+
+        def work() -> dict[str, Any] | None:
+            if config.tensorboard:
+                tensorboard.load()
+            return trained(settled(config), cluster, asked, progress)[1]
+
+        document = _aside(work, asked.interrupt)
     assert document is not None  # of a process alone there always are metrics
     return _as_json(document)
 

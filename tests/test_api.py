@@ -18,7 +18,7 @@ from PIL import Image
 
 from job import RunConfig, api, cli, evaluate, predict, train
 from job.config import PRESETS
-from job.errors import MissingInputError, StoppedError, UsageError
+from job.errors import ClusterError, MissingInputError, StoppedError, UsageError
 from job.process import preemption, runtime
 from job.process.progress import Silence
 
@@ -182,6 +182,7 @@ def test_a_second_ctrl_c_waits_no_longer():
         *(([("--preset", name)], {"preset": name}) for name in PRESETS),
         ([("--preset", "fast"), ("--epochs", "3")], {"preset": "fast", "epochs": 3}),
         ([("--preset", "cnn"), ("--augment", "shift")], {"preset": "cnn", "augment": "shift"}),
+        ([("--tensorboard-dir", "logs")], {"tensorboard_dir": "logs"}),
         ([("--tensorboard",), ("--dropout", "0.5")], {"tensorboard": True, "dropout": 0.5}),
     ],
 )
@@ -206,6 +207,27 @@ def test_a_config_is_what_the_flags_of_these_names_give(monkeypatch, command, wo
 def test_a_wrong_config_is_refused(fields, word):
     with pytest.raises(UsageError, match=word):
         RunConfig.of(**fields)
+
+
+@pytest.mark.parametrize("make", [RunConfig, RunConfig.of])
+def test_a_folder_for_event_files_asks_for_them_unless_told_no(make, monkeypatch):
+    monkeypatch.setattr(api, "trained", lambda config, *_: (None, vars(config)["tensorboard"]))
+    for fields, written in (
+        ({"tensorboard_dir": "logs"}, True),
+        ({"tensorboard_dir": "logs", "tensorboard": False}, False),
+        ({"tensorboard": True}, True),
+        ({}, False),
+    ):
+        assert train(make(run_id="r", **fields)) is written
+
+
+def test_event_files_that_cannot_be_written_are_refused_before_anything_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = RunConfig.of(output=tmp_path, tensorboard=True)
+    with pytest.raises(ClusterError, match="needs tensorboardX") as refused:
+        train(config)
+    assert refused.value.exit_code == 78
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_workers_are_of_the_command_line():
