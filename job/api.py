@@ -190,6 +190,8 @@ def predict(
                 return inference.predict_images(published, np.asarray(images))
             else:
                 pictures = [parse(_text(each), "images") for each in images]
+            if not pictures:
+                return []
             return inference.predict_pictures(published, pictures).predictions
 
         return _aside(work)

@@ -268,6 +268,9 @@ def test_predictions_by_index_are_those_of_the_same_images(trained, small_mnist)
     [
         ({"indices": [505]}, "none of the 505 test images"),
         ({"indices": [-1]}, "index -1"),
+        ({"indices": [1.5]}, "index 1.5 is no whole"),
+        ({"indices": ["1"]}, "index '1' is no whole"),
+        ({"indices": [True]}, "index True"),
         ({"images": np.zeros((1, 28, 28))}, "must be uint8"),
         ({"images": np.zeros((28, 28), np.uint8)}, r"shape \(28, 28\)"),
         ({"images": ["a.png"], "indices": [0]}, "leave one out"),
@@ -277,6 +280,11 @@ def test_predictions_by_index_are_those_of_the_same_images(trained, small_mnist)
 def test_what_cannot_be_predicted_is_refused(trained, given, word):
     with pytest.raises(UsageError, match=word):
         predict(trained, **given)
+
+
+@pytest.mark.parametrize("given", [{"images": []}, {"images": ()}, {"indices": []}])
+def test_of_no_images_there_are_no_predictions(trained, given):
+    assert predict(trained, **given) == []
 
 
 def test_a_champion_that_is_not_there_is_missing(tmp_path):
