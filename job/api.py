@@ -69,6 +69,8 @@ def train(
         ClusterError: what the config asks for isn't installed, or not there.
         JobError: whatever else went wrong; nothing that exists was overwritten.
         StoppedError, TemporaryError: `stop` was set, or the time limit reached; all work is saved.
+        TemporaryError: the run was begun with other threads than this process computes with; only
+            a new process can go on with it.
         KeyboardInterrupt: by Ctrl-C; all work is saved, unless it came twice.
     """
     if config.strategy == "multiworker":
@@ -77,6 +79,7 @@ def train(
             "each of them"
         )
     from job.report import tensorboard  # noqa: PLC0415
+    from job.run import check_threads  # noqa: PLC0415
 
     with _using(log, storage_timeout, anonymous) as progress:
         runtime.count_from_here()
@@ -87,7 +90,10 @@ def train(
         def work() -> dict[str, Any] | None:
             if config.tensorboard:
                 tensorboard.load()
-            return trained(settled(config), cluster, asked, progress)[1]
+            run = settled(config)
+            if run.ensemble is None:  # whose members are runs of their own
+                check_threads(run)
+            return trained(run, cluster, asked, progress)[1]
 
         document = _aside(work, asked.interrupt)
     assert document is not None  # of a process alone there always are metrics

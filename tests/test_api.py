@@ -16,11 +16,13 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from job import RunConfig, api, cli, evaluate, predict, train
+from job import RunConfig, api, cli, evaluate, predict, storage, train
 from job.config import PRESETS
-from job.errors import ClusterError, MissingInputError, StoppedError, UsageError
+from job.errors import ClusterError, MissingInputError, StoppedError, TemporaryError, UsageError
 from job.process import preemption, runtime
 from job.process.progress import Silence
+from job.results.publishing import RunFolder
+from job.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -228,6 +230,31 @@ def test_event_files_that_cannot_be_written_are_refused_before_anything_is(tmp_p
         train(config)
     assert refused.value.exit_code == 78
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_other_threads_began_is_gone_on_with_in_a_new_process(config, monkeypatch):
+    folder = RunFolder(config.place)
+    saved = checkpoint.Checkpoints(folder.checkpoints, 0, Silence())
+    saved.save(checkpoint.State({}, threads=3, step=7, arrays={"x": np.zeros(1)}))
+    monkeypatch.setattr(runtime, "_in_force", 2)
+    with pytest.raises(TemporaryError, match=r"computes with 2 threads, and mine .* with 3"):
+        train(config)
+    assert not storage.exists(folder.attempt(1))
+    trained = []
+    monkeypatch.setattr(api, "trained", lambda config, *_: (trained.append(config), {}))
+    for fits in (3, None):
+        monkeypatch.setattr(runtime, "_in_force", fits)
+        train(config)
+    assert trained == [config, config]
+
+
+def test_a_complete_run_needs_no_threads(trained, small_mnist, monkeypatch):
+    """Its last checkpoint is still there."""
+    config = RunConfig.of(
+        data=small_mnist, epochs=2, output=trained.parent, run_id=trained.name, report=False
+    )
+    monkeypatch.setattr(runtime, "_in_force", 99)
+    assert train(config) == json.loads((trained / "metrics.json").read_text())
 
 
 def test_several_workers_are_of_the_command_line():

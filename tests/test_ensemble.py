@@ -23,6 +23,7 @@ from job.errors import TemporaryError
 from job.nightly import servable
 from job.nightly.champions import Model
 from job.nightly.contest import Contender
+from job.process import runtime
 from job.process.progress import Progress
 from job.results.publishing import RunFolder
 from job.storage import Place
@@ -291,7 +292,7 @@ def test_the_time_limit_is_looked_at_between_members(flags, tmp_path, command, m
     def train(member, *_, **__):
         begun.append(member.run_id)
         time.sleep(1.1)
-        return {"environment": {"threads": [2]}}
+        return {}
 
     monkeypatch.setattr(ensemble, "train_run", train)
     words = [*flags, *place(tmp_path), "--ensemble", "2", "--time-limit", "1", "--log", "json"]
@@ -303,13 +304,25 @@ def test_the_time_limit_is_looked_at_between_members(flags, tmp_path, command, m
     assert (told["run"], told["member"], told["members"]) == ("e-1", 1, 2)
 
 
-def test_a_member_that_other_threads_began_waits_for_a_process_of_its_own(tmp_path):
-    member = RunConfig(run_id="e-2", output=str(tmp_path))
-    saved = checkpoint.Checkpoints(RunFolder(member.place).checkpoints, 0, Progress())
+def test_a_member_that_other_threads_began_waits_for_a_process_of_its_own(
+    flags, tmp_path, command, monkeypatch
+):
+    """The first trained one says how many there are; nothing is computed of the second."""
+    monkeypatch.setattr(runtime, "_in_force", None)
+    place_of = RunFolder(RunConfig(run_id="e-2", output=str(tmp_path)).place).checkpoints
+    saved = checkpoint.Checkpoints(place_of, 0, Progress())
     saved.save(checkpoint.State({}, threads=3, step=7, arrays={"x": np.zeros(1)}))
-    ensemble._check_threads(member, {"environment": {"threads": [3]}})
-    with pytest.raises(TemporaryError, match=r"begun with 3 threads, .* computes with 2"):
-        ensemble._check_threads(member, {"environment": {"threads": [2]}})
+    begun = []
+
+    def train(member, *_, **__):
+        begun.append(member.run_id)
+        runtime.limit_threads(2)
+        return {}
+
+    monkeypatch.setattr(ensemble, "train_run", train)
+    waits = command("train", *flags, *place(tmp_path), "--ensemble", "2")
+    assert (waits.code, begun) == (75, ["e-1"])
+    assert "computes with 2 threads, and e-2 was begun with 3" in waits.err
 
 
 @pytest.mark.slow
