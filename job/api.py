@@ -66,8 +66,11 @@ def train(
         The content of `metrics.json`, as `job/assets/metrics.schema.json` describes it.
 
     Raises:
-        JobError: whatever went wrong; nothing that exists was overwritten.
+        ClusterError: what the config asks for isn't installed, or not there.
+        JobError: whatever else went wrong; nothing that exists was overwritten.
         StoppedError, TemporaryError: `stop` was set, or the time limit reached; all work is saved.
+        TemporaryError: the run was begun with other threads than this process computes with; only
+            a new process can go on with it.
         KeyboardInterrupt: by Ctrl-C; all work is saved, unless it came twice.
     """
     if config.strategy == "multiworker":
@@ -75,13 +78,24 @@ def train(
             "train() is one process, and strategy 'multiworker' several: start mnist-job train on "
             "each of them"
         )
+    from job.report import tensorboard  # noqa: PLC0415
+    from job.run import check_threads  # noqa: PLC0415
+
     with _using(log, storage_timeout, anonymous) as progress:
         runtime.count_from_here()
         asked = Asked(config.time_limit, stop)
         cluster = Cluster.from_environment(os.environ, together=False)
-        _, document = _aside(
-            lambda: trained(settled(config), cluster, asked, progress), asked.interrupt
-        )
+        cluster = replace(cluster, completion_index=None)  # who calls has asked for all members
+
+        def work() -> dict[str, Any] | None:
+            if config.tensorboard:
+                tensorboard.load()
+            run = settled(config)
+            if run.ensemble is None:  # whose members are runs of their own
+                check_threads(run)
+            return trained(run, cluster, asked, progress)[1]
+
+        document = _aside(work, asked.interrupt)
     assert document is not None  # of a process alone there always are metrics
     return _as_json(document)
 
@@ -182,6 +196,8 @@ def predict(
                 return inference.predict_images(published, np.asarray(images))
             else:
                 pictures = [parse(_text(each), "images") for each in images]
+            if not pictures:
+                return []
             return inference.predict_pictures(published, pictures).predictions
 
         return _aside(work)

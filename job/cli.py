@@ -89,7 +89,7 @@ def train(
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
     no_report: flags.NoReport = False,
-    tensorboard: flags.Tensorboard = RunConfig.tensorboard,
+    tensorboard: flags.Tensorboard = False,
     tensorboard_dir: flags.TensorboardDir = RunConfig.tensorboard_dir,
     pushgateway: flags.Pushgateway = None,
     model_dir: flags.ModelDir = None,

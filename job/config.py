@@ -125,8 +125,9 @@ class RunConfig:
     """Leave a page that shows the run, or how far an attempt came that failed or was stopped."""
     tensorboard_dir: str | None = None
     """Event files go below this folder or URI; None for the run's own folder."""
-    tensorboard: bool = False
-    """Also write event files for TensorBoard, one with each checkpoint."""
+    tensorboard: bool | None = None
+    """Also write event files for TensorBoard, one with each checkpoint; None becomes True where
+    `tensorboard_dir` names a folder for them, else False."""
     augment: Augmentation = "none"
     """`shift` moves each training image by up to two pixels, anew in every epoch; `affine` turns,
     scales, slants and moves it."""
@@ -209,7 +210,10 @@ class RunConfig:
             _check_real("--time-limit", self.time_limit, "from 1 to 10000000", 1, 1e7)
         _check_real("--peer-timeout", self.peer_timeout, "from 1 to 86400", 1, 86_400)
         _check_switch("--require-gpu", self.require_gpu)
-        _check_switch("--tensorboard", self.tensorboard)
+        has_dir = self.tensorboard_dir is not None
+        tensorboard = has_dir if self.tensorboard is None else self.tensorboard
+        _check_switch("--tensorboard", tensorboard)
+        object.__setattr__(self, "tensorboard", tensorboard)
         if self.tensorboard_dir is not None:
             parse(self.tensorboard_dir, "--tensorboard-dir")
         _check_switch("--no-report", self.report)

@@ -9,7 +9,6 @@ after another; of an Indexed Job each pod trains one, and whoever finds all of t
 publishes.
 """
 
-import contextlib
 import gc
 import os
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,14 @@ import numpy as np
 from job.config import RunConfig
 from job.data import source
 from job.data.source import Dataset
-from job.errors import ClusterError, ConflictError, JobError, MissingInputError, TemporaryError
+from job.errors import ClusterError, ConflictError, MissingInputError
 from job.process import memory, runtime
 from job.process.preemption import Preemption
 from job.process.progress import Progress
 from job.results import metrics, provenance, publishing
 from job.results.publishing import RunFolder
 from job.run import (
+    check_threads,
     claim,
     complete_already,
     import_tensorflow,
@@ -35,7 +35,6 @@ from job.run import (
     train_run,
 )
 from job.storage import Place
-from job.training import checkpoint
 from job.workers.cluster import Cluster
 
 if TYPE_CHECKING:
@@ -174,10 +173,10 @@ def _train(
     for number, member in enumerate(members, 1):
         if RunFolder(member.place).finished(member) is not None:
             continue
-        if trained:  # of the first one some steps are done whatever the time is, or none ever were
-            if (stop := preemption.reason()) is not None:
-                raise stop
-            _check_threads(member, trained[-1])
+        # Of the first one some steps are done whatever the time is, or none ever were.
+        if trained and (stop := preemption.reason()) is not None:
+            raise stop
+        check_threads(member)
         progress.event("member_begins", run=member.run_id, member=number, members=len(members))
         document = train_run(member, cluster, preemption, progress, dataset=dataset)
         assert document is not None  # a member has one worker, which is the chief
@@ -186,25 +185,6 @@ def _train(
         gc.collect()
         runtime.give_back_memory()
     return trained
-
-
-def _check_threads(member: RunConfig, before: dict[str, Any]) -> None:
-    """See that `member` may go on in a process that has computed `before` already.
-
-    Raises:
-        TemporaryError: it was begun with other threads, which a process sets only once.
-    """
-    folder = RunFolder(member.place).checkpoints
-    [threads] = before["environment"]["threads"]
-    begun = threads
-    with contextlib.suppress(JobError):  # the training says what is wrong with a checkpoint
-        for newest in checkpoint.names_in(folder)[-1:]:
-            begun = checkpoint.read(folder / newest).threads
-    if begun != threads:
-        raise TemporaryError(
-            f"{member.run_id} was begun with {begun} threads, and this process computes with "
-            f"{threads}: all members before it are complete, run the same command again"
-        )
 
 
 def _read(members: list[RunConfig], documents: Documents, dataset: Dataset) -> dict[Place, bytes]:

@@ -17,7 +17,14 @@ from job import storage
 from job.config import RunConfig
 from job.data import source
 from job.data.source import Dataset
-from job.errors import ConflictError, DataError, JobError, StoppedError, TemporaryError
+from job.errors import (
+    ConflictError,
+    DataError,
+    JobError,
+    MissingInputError,
+    StoppedError,
+    TemporaryError,
+)
 from job.process import memory, runtime, verdict
 from job.process.preemption import Preemption
 from job.process.progress import Progress
@@ -28,6 +35,7 @@ from job.results.publishing import RunFolder
 from job.results.scores import Scores
 from job.results.scores import score as scored
 from job.storage import Place, parse
+from job.training import checkpoint
 from job.training.checkpoint import Checkpoints, State
 from job.workers import watchdog
 from job.workers.cluster import Cluster, Workers
@@ -160,6 +168,27 @@ def train_run(
         collectives.wait()
     progress.event("complete", **metrics.summary(str(folder.place), document))
     return document
+
+
+def check_threads(config: RunConfig) -> None:
+    """See that this process may go on with the run of `config`, having computed before perhaps.
+
+    Raises:
+        TemporaryError: it was begun with other threads, which a process sets only once.
+    """
+    if (threads := runtime.threads_in_force()) is None:
+        return
+    folder, begun = RunFolder(config.place, config.events), threads
+    if folder.finished(config) is not None:
+        return
+    with contextlib.suppress(DataError, MissingInputError):  # the training says what is wrong
+        for newest in checkpoint.names_in(folder.checkpoints)[-1:]:
+            begun = checkpoint.read(folder.checkpoints / newest).threads
+    if begun != threads:
+        raise TemporaryError(
+            f"this process computes with {threads} threads, and {config.run_id} was begun with "
+            f"{begun}, which its bytes depend on: go on with it in a new process"
+        )
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,13 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from job import RunConfig, api, cli, evaluate, predict, train
+from job import RunConfig, api, cli, evaluate, predict, storage, train
 from job.config import PRESETS
-from job.errors import MissingInputError, StoppedError, UsageError
+from job.errors import ClusterError, MissingInputError, StoppedError, TemporaryError, UsageError
 from job.process import preemption, runtime
 from job.process.progress import Silence
+from job.results.publishing import RunFolder
+from job.training import checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -182,6 +184,7 @@ def test_a_second_ctrl_c_waits_no_longer():
         *(([("--preset", name)], {"preset": name}) for name in PRESETS),
         ([("--preset", "fast"), ("--epochs", "3")], {"preset": "fast", "epochs": 3}),
         ([("--preset", "cnn"), ("--augment", "shift")], {"preset": "cnn", "augment": "shift"}),
+        ([("--tensorboard-dir", "logs")], {"tensorboard_dir": "logs"}),
         ([("--tensorboard",), ("--dropout", "0.5")], {"tensorboard": True, "dropout": 0.5}),
     ],
 )
@@ -206,6 +209,52 @@ def test_a_config_is_what_the_flags_of_these_names_give(monkeypatch, command, wo
 def test_a_wrong_config_is_refused(fields, word):
     with pytest.raises(UsageError, match=word):
         RunConfig.of(**fields)
+
+
+@pytest.mark.parametrize("make", [RunConfig, RunConfig.of])
+def test_a_folder_for_event_files_asks_for_them_unless_told_no(make, monkeypatch):
+    monkeypatch.setattr(api, "trained", lambda config, *_: (None, vars(config)["tensorboard"]))
+    for fields, written in (
+        ({"tensorboard_dir": "logs"}, True),
+        ({"tensorboard_dir": "logs", "tensorboard": False}, False),
+        ({"tensorboard": True}, True),
+        ({}, False),
+    ):
+        assert train(make(run_id="r", **fields)) is written
+
+
+def test_event_files_that_cannot_be_written_are_refused_before_anything_is(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    config = RunConfig.of(output=tmp_path, tensorboard=True)
+    with pytest.raises(ClusterError, match="needs tensorboardX") as refused:
+        train(config)
+    assert refused.value.exit_code == 78
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_other_threads_began_is_gone_on_with_in_a_new_process(config, monkeypatch):
+    folder = RunFolder(config.place)
+    saved = checkpoint.Checkpoints(folder.checkpoints, 0, Silence())
+    saved.save(checkpoint.State({}, threads=3, step=7, arrays={"x": np.zeros(1)}))
+    monkeypatch.setattr(runtime, "_in_force", 2)
+    with pytest.raises(TemporaryError, match=r"computes with 2 threads, and mine .* with 3"):
+        train(config)
+    assert not storage.exists(folder.attempt(1))
+    trained = []
+    monkeypatch.setattr(api, "trained", lambda config, *_: (trained.append(config), {}))
+    for fits in (3, None):
+        monkeypatch.setattr(runtime, "_in_force", fits)
+        train(config)
+    assert trained == [config, config]
+
+
+def test_a_complete_run_needs_no_threads(trained, small_mnist, monkeypatch):
+    """Its last checkpoint is still there."""
+    config = RunConfig.of(
+        data=small_mnist, epochs=2, output=trained.parent, run_id=trained.name, report=False
+    )
+    monkeypatch.setattr(runtime, "_in_force", 99)
+    assert train(config) == json.loads((trained / "metrics.json").read_text())
 
 
 def test_several_workers_are_of_the_command_line():
@@ -246,6 +295,9 @@ def test_predictions_by_index_are_those_of_the_same_images(trained, small_mnist)
     [
         ({"indices": [505]}, "none of the 505 test images"),
         ({"indices": [-1]}, "index -1"),
+        ({"indices": [1.5]}, "index 1.5 is no whole"),
+        ({"indices": ["1"]}, "index '1' is no whole"),
+        ({"indices": [True]}, "index True"),
         ({"images": np.zeros((1, 28, 28))}, "must be uint8"),
         ({"images": np.zeros((28, 28), np.uint8)}, r"shape \(28, 28\)"),
         ({"images": ["a.png"], "indices": [0]}, "leave one out"),
@@ -255,6 +307,11 @@ def test_predictions_by_index_are_those_of_the_same_images(trained, small_mnist)
 def test_what_cannot_be_predicted_is_refused(trained, given, word):
     with pytest.raises(UsageError, match=word):
         predict(trained, **given)
+
+
+@pytest.mark.parametrize("given", [{"images": []}, {"images": ()}, {"indices": []}])
+def test_of_no_images_there_are_no_predictions(trained, given):
+    assert predict(trained, **given) == []
 
 
 def test_a_champion_that_is_not_there_is_missing(tmp_path):

@@ -86,7 +86,7 @@ WRONG: list[tuple[str, Any]] = [
     *[("time_limit", value) for value in (0.0, 0.99, -5.0, 1e7 + 1, math.nan, math.inf)],
     *[("peer_timeout", value) for value in (0.0, -1.0, 86_401, math.nan, math.inf)],
     *[("require_gpu", value) for value in ("", "yes", None, 1)],
-    *[("tensorboard", value) for value in ("", "yes", None, 1)],
+    *[("tensorboard", value) for value in ("", "yes", "no", 1)],
     *[("model", value) for value in ("", "MLP", "mlp ", "resnet", None, 1)],
     *[("strategy", value) for value in ("", "tpu", "GPU", "cpu,gpu", None, True)],
     *[("exchange", value) for value in ("", "float16", "mixed_bfloat16", None)],

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 from conftest import schema
 
+import job
 from job import ensemble
 from job.config import RunConfig
 from job.errors import TemporaryError
 from job.nightly import servable
 from job.nightly.champions import Model
 from job.nightly.contest import Contender
+from job.process import runtime
 from job.process.progress import Progress
 from job.results.publishing import RunFolder
 from job.storage import Place
@@ -290,7 +292,7 @@ def test_the_time_limit_is_looked_at_between_members(flags, tmp_path, command, m
     def train(member, *_, **__):
         begun.append(member.run_id)
         time.sleep(1.1)
-        return {"environment": {"threads": [2]}}
+        return {}
 
     monkeypatch.setattr(ensemble, "train_run", train)
     words = [*flags, *place(tmp_path), "--ensemble", "2", "--time-limit", "1", "--log", "json"]
@@ -302,13 +304,25 @@ def test_the_time_limit_is_looked_at_between_members(flags, tmp_path, command, m
     assert (told["run"], told["member"], told["members"]) == ("e-1", 1, 2)
 
 
-def test_a_member_that_other_threads_began_waits_for_a_process_of_its_own(tmp_path):
-    member = RunConfig(run_id="e-2", output=str(tmp_path))
-    saved = checkpoint.Checkpoints(RunFolder(member.place).checkpoints, 0, Progress())
+def test_a_member_that_other_threads_began_waits_for_a_process_of_its_own(
+    flags, tmp_path, command, monkeypatch
+):
+    """The first trained one says how many there are; nothing is computed of the second."""
+    monkeypatch.setattr(runtime, "_in_force", None)
+    place_of = RunFolder(RunConfig(run_id="e-2", output=str(tmp_path)).place).checkpoints
+    saved = checkpoint.Checkpoints(place_of, 0, Progress())
     saved.save(checkpoint.State({}, threads=3, step=7, arrays={"x": np.zeros(1)}))
-    ensemble._check_threads(member, {"environment": {"threads": [3]}})
-    with pytest.raises(TemporaryError, match=r"begun with 3 threads, .* computes with 2"):
-        ensemble._check_threads(member, {"environment": {"threads": [2]}})
+    begun = []
+
+    def train(member, *_, **__):
+        begun.append(member.run_id)
+        runtime.limit_threads(2)
+        return {}
+
+    monkeypatch.setattr(ensemble, "train_run", train)
+    waits = command("train", *flags, *place(tmp_path), "--ensemble", "2")
+    assert (waits.code, begun) == (75, ["e-1"])
+    assert "computes with 2 threads, and e-2 was begun with 3" in waits.err
 
 
 @pytest.mark.slow
@@ -357,6 +371,30 @@ def test_a_pod_that_others_are_missing_to_ends_well_and_the_last_one_publishes(
     assert command(*words).code == 0
     assert contents(mine / "e") == contents(output / "e")
     assert json.loads(log.read_text())["run"] == str(mine / "e")
+
+
+@pytest.mark.parametrize("from_python", [False, True])
+def test_who_is_no_pod_of_many_trains_all_members(
+    flags, command, monkeypatch, tmp_path, from_python
+):
+    """The only node of a TrainJob has an index too; and a program said what it wants."""
+    begun = []
+
+    def train(members, *_):
+        begun.append([member.run_id for member in members])
+        raise TemporaryError("far enough")
+
+    monkeypatch.setattr(ensemble, "_train", train)
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "0")
+    monkeypatch.setattr(runtime, "_counted_from", None)  # train() counts from its call on
+    if from_python:
+        config = RunConfig.of(data=flags[1], output=tmp_path, run_id="e", ensemble=2)
+        with pytest.raises(TemporaryError, match="far enough"):
+            job.train(config)
+    else:
+        monkeypatch.setenv("K8S_WORKERS", "1")
+        assert command("train", *flags, *place(tmp_path), "--ensemble", "2").code == 75
+    assert begun == [["e-1", "e-2"]]
 
 
 @pytest.mark.slow

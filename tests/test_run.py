@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 
 from job.config import PRESETS
 from job.errors import ConflictError, CredentialsError, OutputError, StoppedError
+from job.process import runtime
 from job.results import publishing
 from job.results.predictions import Predictions
 from job.results.publishing import RunFolder
@@ -444,7 +445,6 @@ def begin(small_mnist, tmp_path, command, monkeypatch):
 
 
 def test_a_resume_with_other_versions_or_devices_says_so(begin, tmp_path, monkeypatch):
-    from job.process import runtime
     from job.training import strategy
 
     begin(3)
@@ -552,6 +552,7 @@ def test_a_worker_computes_with_the_threads_it_had_or_the_chiefs(tmp_path, monke
     from job.training.checkpoint import Checkpoints, State
     from job.workers.cluster import Workers
 
+    monkeypatch.setattr(runtime, "_in_force", None)
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
     config = RunConfig(run_id="r", output=str(tmp_path))
     dataset = SimpleNamespace(fingerprint="f")

@@ -118,6 +118,7 @@ def test_a_trainjob_without_a_word_on_its_trainer_is_one_worker() -> None:
     del asked["spec"]["trainer"]
     [unsaid] = workers_of(asked)
     assert said.workers.count == unsaid.workers.count == 1
+    assert said.completion_index is None  # an ensemble there is all of it, not its first member
 
 
 def test_a_number_that_is_not_understood_ends_the_job_and_trains_nothing_alone() -> None:

@@ -81,7 +81,7 @@ def retrain(
     termination_log: flags.TerminationLog = None,
     liveness_file: flags.LivenessFile = None,
     no_report: flags.NoReport = False,
-    tensorboard: flags.Tensorboard = RunConfig.tensorboard,
+    tensorboard: flags.Tensorboard = False,
     pushgateway: flags.Pushgateway = None,
     failure_file: flags.FailureFile = None,
     platform: flags.Platform = "auto",

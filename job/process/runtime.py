@@ -58,7 +58,12 @@ def prepare_tensorflow() -> None:
 
 
 def wanted_threads(environment: Mapping[str, str], cores: int) -> int:
-    """Return how many threads to compute with: TensorFlow's own variable says, else one a core."""
+    """Return how many threads to compute with, where no run says so.
+
+    They are those in force, else TensorFlow's own variable says, else it is one a core.
+    """
+    if _in_force is not None:
+        return _in_force
     text = environment.get(_THREADS, "")
     return int(text) if text.isdecimal() and int(text) > 0 else cores
 
@@ -67,10 +72,18 @@ def limit_threads(threads: int) -> None:
     """Let TensorFlow compute with `threads` threads. Call before it first computes.
 
     It counts cores by affinity, and would start 64 threads in a pod limited to 2. Its variable is
-    set whatever it was, since a run that goes on needs the threads that it began with.
+    set whatever it was, since a run that goes on needs the threads that it began with. It is read
+    once: what the first call says is in force until the process ends.
     """
+    global _in_force  # noqa: PLW0603
+    _in_force = _in_force or threads
     os.environ[_THREADS] = str(threads)
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", str(threads))  # no sum depends on these
+
+
+def threads_in_force() -> int | None:
+    """Return with how many threads this process computes for good; None while it may be said."""
+    return _in_force
 
 
 def beside(work: Callable[[], Result], done: "Future[Result] | None" = None) -> "Future[Result]":
@@ -282,4 +295,5 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 _counted_from: tuple[float, float] | None = None  # wall and CPU seconds; None: the process's start
+_in_force: int | None = None  # threads that TensorFlow was told first
 _IMPORTED = time.time()  # the best guess at our start where there is no /proc

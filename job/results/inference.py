@@ -297,14 +297,19 @@ def predict_at(published: Published, indices: Sequence[int] | None) -> list[Pred
         DataError: weights and data don't fit each other.
     """
     labels, _, uri, logits_of = _test_set(published, beside_images=False)
-    wanted = range(len(labels)) if indices is None else indices
-    for index in wanted:
-        if isinstance(index, bool) or not 0 <= operator.index(index) < len(labels):
+    found: list[int] = []
+    for index in range(len(labels)) if indices is None else indices:
+        try:
+            number = -1 if isinstance(index, bool) else operator.index(index)
+        except TypeError as error:
+            raise UsageError(f"index {index!r} is no whole number: give one") from error
+        if not 0 <= number < len(labels):
             raise UsageError(
                 f"index {index} is none of the {len(labels):,} test images of {uri}: give 0 to "
                 f"{len(labels) - 1:,}"
             )
-    at = np.array([operator.index(index) for index in wanted], np.intp)
+        found.append(number)
+    at = np.array(found, np.intp)
     return Prediction.all_of(at.tolist(), labels[at].tolist(), logits_of(at))
 
 

@@ -49,7 +49,7 @@ class Cluster:
     workers: Workers = field(default_factory=Workers)
     """Who trains together."""
     completion_index: int | None = None
-    """Which of an Indexed Job's pods this is, from 0; None where there is none."""
+    """Which pod of an Indexed Job this is, from 0, where each has work of its own; else None."""
 
     @classmethod
     def from_environment(
@@ -74,6 +74,8 @@ class Cluster:
         """
         cores = environment.get("K8S_CPU_LIMIT", "")
         index = environment.get("JOB_COMPLETION_INDEX", "")
+        if environment.get("K8S_WORKERS"):  # be it 1: the index is that of a worker
+            index = ""
         named = _workers(environment, pools=pools) if together else Workers()
         return cls(
             job=environment.get("K8S_JOB_NAME") or None,

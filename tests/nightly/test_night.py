@@ -18,6 +18,7 @@ from conftest import schema
 from job.cli import main
 from job.data.card import Card
 from job.nightly.contest import Contender
+from job.process import runtime
 
 FLAGS = ("--epochs", "2", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 
@@ -295,6 +296,7 @@ def test_a_night_that_goes_on_computes_with_the_threads_that_it_began_with(
     """TensorFlow counts them when the guard asks the champion, before the run goes on."""
     del promoted
     shard(data, "a", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
+    monkeypatch.setattr(runtime, "_in_force", None)
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
     with monkeypatch.context() as killed:
         killed.setattr(
@@ -308,6 +310,7 @@ def test_a_night_that_goes_on_computes_with_the_threads_that_it_began_with(
     attempt.unlink()
     attempt.write_text(json.dumps(record | {"cores": 7}))
     monkeypatch.delenv("TF_NUM_INTRAOP_THREADS")
+    monkeypatch.setattr(runtime, "_in_force", None)  # as in a new process
     classes, seen = Contender.classes, []
 
     def watched(*arguments):

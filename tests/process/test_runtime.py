@@ -21,6 +21,7 @@ from job.process.runtime import (
     limit_threads,
     prepare_tensorflow,
     processor_name,
+    threads_in_force,
     wanted_threads,
 )
 
@@ -388,6 +389,11 @@ def test_a_git_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> 
 # --- around the import of TensorFlow --------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _nothing_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_in_force", None)
+
+
 def test_tensorflow_is_told_before_it_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {"PATH": "/bin", "KERAS_BACKEND": "torch"}
     monkeypatch.setattr(os, "environ", environment)
@@ -454,6 +460,16 @@ def test_threads_that_a_run_began_with_win_over_a_variable(monkeypatch: pytest.M
     monkeypatch.setattr(os, "environ", environment)
     limit_threads(3)
     assert environment["TF_NUM_INTRAOP_THREADS"] == "3"
+
+
+def test_threads_are_in_force_once_they_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", environment)
+    assert threads_in_force() is None
+    limit_threads(3)
+    limit_threads(7)  # TensorFlow doesn't hear it
+    assert threads_in_force() == 3
+    assert wanted_threads({"TF_NUM_INTRAOP_THREADS": "7"}, cores=9) == 3
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "x", "1.5"])

@@ -65,6 +65,17 @@ def test_a_pod_of_an_indexed_job_knows_which_it_is(text: str, index: int | None)
     assert Cluster.from_environment({"JOB_COMPLETION_INDEX": text}).completion_index == index
 
 
+@pytest.mark.parametrize("count", ["1", "2"])
+@pytest.mark.parametrize("together", [True, False])
+def test_the_index_of_a_worker_is_no_work_of_its_own(count: str, together: bool) -> None:
+    """A TrainJob says K8S_WORKERS=1 of its only node, which has index 0 all the same."""
+    environment = INDEXED_JOB | {"K8S_WORKERS": count}
+    found = Cluster.from_environment(environment, together=together)
+    assert found.completion_index is None
+    empty = INDEXED_JOB | {"K8S_WORKERS": ""}
+    assert Cluster.from_environment(empty).completion_index == 1
+
+
 INDEXED_JOB = {
     "K8S_WORKERS": "3",
     "JOB_COMPLETION_INDEX": "1",
