@@ -39,7 +39,8 @@ test: $(READY) ## Run the tests
 	@$(TESTS) -m 'not slow and not checks and not mlflow and not backends and not web' $(ARGS)
 
 test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (15 minutes)
-	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py $(ARGS)
+	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py \
+		--deselect tests/nightly/test_gate_simulation.py::test_the_readme_has_what_is_printed $(ARGS)
 
 test-mlflow: $(READY) $(MLFLOW) ## Log runs to a real MLflow server (a minute)
 	@$(BIN)/python -m pytest -q -m mlflow tests/report/test_mlflow_server.py $(ARGS)
@@ -146,8 +147,9 @@ chaos-tune: $(READY) ## Kill a study of sixteen trials at random points, and com
 mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
 	@$(BIN)/python scripts/mutants/run.py $(ARGS)
 
-gate: $(READY) ## Simulate sixty nights of the gate, with and without an anchor (2 minutes)
+gate: $(READY) ## Simulate sixty nights of the gate, with and without an anchor, twice (4 minutes)
 	@$(BIN)/python scripts/gate/simulate.py $(ARGS)
+	@$(BIN)/python -m pytest -q -n 0 -m slow tests/nightly/test_gate_simulation.py
 
 picture: $(READY) ## Draw the README's terminal from a real `make train`
 	@$(BIN)/python scripts/terminal.py $(ARGS)
