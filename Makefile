@@ -14,8 +14,8 @@ INDEX ?=
 NETRC ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow test-mlflow test-backends test-web check format seeds accuracy \
-	ablation bench workers chaos chaos-nights chaos-storage chaos-tune wheel sbom image image-test \
+.PHONY: help setup train test test-slow test-longest test-mlflow test-backends test-web check format seeds \
+	accuracy ablation bench workers chaos chaos-nights chaos-storage chaos-tune wheel sbom image image-test \
 	image-sizes mutants gate picture lock lock-peers clean
 .DELETE_ON_ERROR:
 
@@ -38,9 +38,11 @@ TESTS := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 test: $(READY) ## Run the tests
 	@$(TESTS) -m 'not slow and not checks and not mlflow and not backends and not web' $(ARGS)
 
-test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (15 minutes)
-	@$(TESTS) -m slow --ignore tests/test_image.py --ignore tests/tuning/test_killed.py \
-		--deselect tests/nightly/test_gate_simulation.py::test_the_readme_has_what_is_printed $(ARGS)
+test-slow: $(READY) ## Run the long proofs, but for those with a target of their own (12 minutes)
+	@$(TESTS) -m 'slow and not longest' --ignore tests/test_image.py --ignore tests/tuning/test_killed.py $(ARGS)
+
+test-longest: $(READY) ## Run the longest: a fortnight of nights, every row of the ablation (12 minutes)
+	@$(TESTS) -m longest $(ARGS)
 
 test-mlflow: $(READY) $(MLFLOW) ## Log runs to a real MLflow server (a minute)
 	@$(BIN)/python -m pytest -q -m mlflow tests/report/test_mlflow_server.py $(ARGS)
@@ -147,9 +149,8 @@ chaos-tune: $(READY) ## Kill a study of sixteen trials at random points, and com
 mutants: $(READY) ## Break storage, checkpoints and publishing on purpose: does a test fail? (ARGS=--only gcs)
 	@$(BIN)/python scripts/mutants/run.py $(ARGS)
 
-gate: $(READY) ## Simulate sixty nights of the gate, with and without an anchor, twice (4 minutes)
+gate: $(READY) ## Simulate sixty nights of the gate, with and without an anchor (2 minutes)
 	@$(BIN)/python scripts/gate/simulate.py $(ARGS)
-	@$(BIN)/python -m pytest -q -n 0 -m slow tests/nightly/test_gate_simulation.py
 
 picture: $(READY) ## Draw the README's terminal from a real `make train`
 	@$(BIN)/python scripts/terminal.py $(ARGS)

@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 # Begun first, so that nobody waits for one of them at the end; the longest tests come before all.
 LONG_FILES = (
+    "nightly/test_fortnight.py",
     "nightly/test_gate_simulation.py",
     "workers/test_supervision.py",
     "training/test_resume.py",

@@ -292,6 +292,7 @@ def test_an_unknown_variant_is_refused_before_anything_is_run():
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.parametrize("name", variants.VARIANTS)
 def test_every_variant_trains_a_convolutional_net(name, small_mnist, tmp_path):
     said = {}
@@ -310,6 +311,7 @@ def test_every_variant_trains_a_convolutional_net(name, small_mnist, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_accuracy_and_ablation_run_print_and_leave_what_they_saw(tmp_path, small_mnist):
     flags = ["--", "--data", small_mnist, "--epochs", "1"]
     out = tmp_path / "seen.json"

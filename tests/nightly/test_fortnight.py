@@ -23,7 +23,7 @@ from conftest import schema
 from job import storage
 from job.storage import Place
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.longest]
 
 FLAGS = ("--epochs", "3", "--batch-size", "64", "--gate-minimum", "0.5", "--log", "json")
 

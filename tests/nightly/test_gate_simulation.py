@@ -108,5 +108,6 @@ def test_both_tables_are_printed_the_same_each_time():
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_readme_has_what_is_printed():
     assert tables(printed()) == tables(README)

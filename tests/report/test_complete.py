@@ -276,6 +276,7 @@ def test_a_page_is_made_of_metrics_with_anything_odd_in_them(made, monkeypatch, 
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @given(draw=st.data())
 @settings(max_examples=600, deadline=None)
 def test_a_page_is_made_of_metrics_with_anything_odd_in_them_at_length(made, draw):
