@@ -626,6 +626,7 @@ def test_evaluate_prints_four_digits_and_writes_a_report(command, trained, small
     assert "--run-id" not in again.err
 
 
+@pytest.mark.slow
 def test_evaluate_and_predict_take_model_and_data_from_the_run(command, small_mnist, tmp_path):
     flags = ["--data", small_mnist, "--epochs", 1, "--model", "cnn", "--batch-size", 200]
     assert command("train", *flags, "--output", tmp_path, "--run-id", "cnn").code == 0

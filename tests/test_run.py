@@ -212,7 +212,7 @@ def test_finished_run_of_other_data_is_a_conflict(small_mnist, tmp_path, command
     [
         ("mlp", "float32"),
         ("mlp", "mixed_bfloat16"),
-        ("cnn", "float32"),
+        pytest.param("cnn", "float32", marks=pytest.mark.slow),
         pytest.param("cnn", "mixed_bfloat16", marks=pytest.mark.slow),
     ],
 )
@@ -400,6 +400,7 @@ def test_loss_that_is_no_number_is_not_published(small_mnist, tmp_path, command)
     assert not (tmp_path / "diverged" / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_not_to_blame_is_not_blamed(
     small_mnist, tmp_path, command, monkeypatch
 ):

@@ -197,6 +197,7 @@ def test_a_flag_that_does_not_fit_the_data_ends_the_night(night):
     assert night("first")[0].code == 73  # with another config it is another night's name
 
 
+@pytest.mark.slow
 def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
     del promoted
     shard(data, "a", mnist.x_train[1500:2000], 9 - mnist.y_train[1500:2000])
@@ -238,6 +239,7 @@ def test_new_test_images_that_are_trained_on_already_are_to_blame(promoted, nigh
     assert [each["name"] for each in record["data"]["shards"]] == ["train-a.npz"]
 
 
+@pytest.mark.slow
 def test_a_champion_without_a_card_is_compared_with_what_was_there(
     promoted, night, command, data, tmp_path, mnist, monkeypatch
 ):
@@ -275,6 +277,7 @@ def test_there_are_signs_of_life_while_models_classify(promoted, night, data, mn
     assert beats == ["Progress"]
 
 
+@pytest.mark.slow
 def test_what_was_promoted_and_rolled_back_before_the_record_was_promoted(
     promoted, night, command, data, tmp_path, mnist
 ):
@@ -348,6 +351,7 @@ def test_what_is_held_back_is_scored_and_never_trained_on(promoted, night, data,
     )
 
 
+@pytest.mark.slow
 def test_what_people_decide_is_heeded(promoted, night, command, data, tmp_path, mnist):
     output = ("--output", tmp_path / "runs")
     shard(data, "a", mnist.x_train[1500:3000], mnist.y_train[1500:3000])

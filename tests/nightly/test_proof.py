@@ -247,6 +247,7 @@ def stripes(path: Path, names: tuple[str, ...], count: int, seed: int) -> None:
     np.savez(path, **arrays)
 
 
+@pytest.mark.slow
 def test_of_data_that_have_grown_those_of_the_record_are_taken(
     tmp_path: Path, command: Command
 ) -> None:

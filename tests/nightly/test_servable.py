@@ -160,6 +160,7 @@ def test_what_a_process_finds(mlp, mnist, make, expected):
     assert found is None if expected is None else found.startswith(expected)
 
 
+@pytest.mark.slow
 def test_what_was_published_is_opened_and_gives_the_same(mlp, foreign_folder, monkeypatch):
     """Whatever lies about, and whatever this process was told."""
     monkeypatch.chdir(foreign_folder)
@@ -170,12 +171,14 @@ def test_what_was_published_is_opened_and_gives_the_same(mlp, foreign_folder, mo
     assert len(beats) > 1
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_the_files_is_told(mlp, mnist):
     found = of_another_model(mlp, mnist, "weights").check()
     assert found.startswith(f"model_weights.h5 {OTHER} 0.")
     assert len(found.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_layer_of_the_jobs_own_is_told(mlp):
     """Here it opens, since the job's code is imported; a stranger has none of it."""
     net = keras.Sequential(

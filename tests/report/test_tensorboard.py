@@ -202,6 +202,7 @@ def untimed(folder: Path) -> dict:
     return {tag: points for tag, points in scalars(folder).items() if "per_second" not in tag}
 
 
+@pytest.mark.slow
 def test_a_stopped_run_shows_what_an_unbroken_one_does(command, tmp_path, small_mnist, monkeypatch):
     assert train(command, tmp_path / "unbroken", small_mnist).code == 0
     told = Progress.event

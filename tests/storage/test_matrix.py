@@ -139,6 +139,7 @@ def test_a_sample_is_drawn_by_its_seed_alone() -> None:
     assert drawn != [(case.number, case.fault) for case in sample(cases, "another seed")]
 
 
+@pytest.mark.slow
 def test_the_matrix_sees_what_is_wrong(life: matrix.Life, monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that starts afresh when it may not look is found out."""
     cases = [case for case in life.cases() if case.request.method == "LIST" and case.fault == "403"]

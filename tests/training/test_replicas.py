@@ -65,13 +65,10 @@ def one_device(small_mnist, tmp_path_factory) -> Path:
     return train(["-m", "job", "train"], small_mnist, tmp_path_factory.mktemp("one"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "count"),
-    [
-        pytest.param(mirrored, 2, marks=pytest.mark.slow),
-        pytest.param(mirrored, 3, marks=pytest.mark.slow),
-        (workers, 2),
-    ],
+    [(mirrored, 2), (mirrored, 3), (workers, 2)],
     ids=["2", "3", "2 workers"],
 )
 def test_replicas_train_what_one_device_would(small_mnist, tmp_path, one_device, run, count):

@@ -98,9 +98,8 @@ def test_sigterm_at_any_stage_exits_143_and_loses_nothing(
         assert metrics["train"]["resumed_step"] >= 63
 
 
-@pytest.mark.parametrize(
-    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
 def test_sigkill_at_random_moments(small_mnist, tmp_path, unbroken, seed):
     draw = random.Random(seed)
     for _ in range(2):
@@ -158,6 +157,7 @@ def test_threads_of_the_first_attempt_are_kept(small_mnist, tmp_path, unbroken, 
     assert first["threads"] == second["threads"] == metrics["environment"]["threads"]
 
 
+@pytest.mark.slow
 def test_threads_in_force_are_recorded(small_mnist, tmp_path, monkeypatch):
     """With TensorFlow's variable set, the number of cores is not what counts."""
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "1")

@@ -200,6 +200,7 @@ def test_state_holds_every_variable_that_moves(tiny):
         assert any(part in name for name in names), part
 
 
+@pytest.mark.slow
 def test_state_of_another_model_is_refused(tiny):
     _, state, _ = run(tiny, config(), stop_after=1)
     with pytest.raises(DataError, match="does not fit"):

@@ -212,6 +212,7 @@ def real(tiny: str, folder: Path, monkeypatch, *, killed: bool) -> tuple[dict, P
     return {**files_of(study), "result": result | {"seconds": 0}}, state
 
 
+@pytest.mark.slow
 def test_a_real_trial_is_halted_without_a_look_at_the_test_set(tiny, tmp_path, monkeypatch):
     real(tiny, tmp_path, monkeypatch, killed=False)
 

@@ -336,6 +336,7 @@ def test_all_are_ready_when_each_is(join):
     assert until(lambda: all(peers.all_ready() for peers in everybody), 3)
 
 
+@pytest.mark.slow
 def test_where_all_wait_nobody_works(join):
     mine, other, third = (join(index) for index in range(3))
     for peers in (mine, other, third):

@@ -173,6 +173,7 @@ def test_a_worker_that_hangs_while_a_thread_of_it_beats(worker, impatient, tmp_p
     assert "it did no step for " in of_chief or "the worker did no step for " in of_chief
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_named_by_all(worker, impatient):
     chief, other = (worker(index, "--epochs", "2000", **impatient) for index in (0, 1))
     until_epoch(chief)
@@ -469,6 +470,7 @@ def test_who_is_doubted_is_named_when_the_worker_stumbles_over_it(tmp_path, monk
         supervision._watch([], membership, Preemption(), Progress())
 
 
+@pytest.mark.slow
 def test_the_time_limit_runs_while_others_are_waited_for(worker):
     alone = worker(0, "--time-limit", "2")
     _, errors = alone.communicate(timeout=30)
@@ -515,6 +517,7 @@ def test_who_is_ready_early_waits_for_the_others_alive(worker, impatient, tmp_pa
     assert [process.returncode for process in both] == [0, 0], errors
 
 
+@pytest.mark.slow
 def test_sigterm_while_waiting_for_the_others(worker, tmp_path):
     alone = worker(0)
     started, event = (json.loads(alone.stdout.readline()) for _ in range(2))
