@@ -445,6 +445,7 @@ def begin(small_mnist, tmp_path, command, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_versions_or_devices_says_so(begin, tmp_path, monkeypatch):
     from job.training import strategy
 

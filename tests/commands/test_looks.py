@@ -156,6 +156,7 @@ def watched(output, *, until: bytes) -> tuple[int, bytes]:
     return os.waitstatus_to_exitcode(status), seen
 
 
+@pytest.mark.slow
 def test_watching_ends_by_ctrl_c_and_leaves_the_terminal_as_it_was(output):
     code, seen = watched(output, until=b"last sign of life")
     assert code == 0

@@ -210,6 +210,7 @@ def test_a_mended_shard_is_not_called_changed(promoted, night, data, mnist):
     assert (record["new"], record["changed"]) == (["train-a.npz"], [])
 
 
+@pytest.mark.slow
 def test_bad_shards_can_be_left_out_loudly(promoted, night, data, tmp_path, mnist):
     del promoted
     shard(data, "good", mnist.x_train[1500:2000], mnist.y_train[1500:2000])
@@ -338,6 +339,7 @@ def test_a_shard_that_changed_must_be_accepted(promoted, night, data, mnist):
     assert night("fourth", "--accept-changed-shards")[0].code == 0
 
 
+@pytest.mark.slow
 def test_what_is_held_back_is_scored_and_never_trained_on(promoted, night, data, mnist):
     del promoted
     shard(data, "a", mnist.x_train[1500:2500], mnist.y_train[1500:2500])
@@ -666,6 +668,7 @@ def test_a_night_that_promoted_before_it_was_killed_came_to_that(
     assert len(log(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_night_may_begin_with_the_champion(promoted, night, data, mnist, tmp_path, monkeypatch):
     """With the same one as well where it was killed once it had promoted another."""
     shard(data, "x", mnist.x_train[2000:2300], mnist.y_train[2000:2300])

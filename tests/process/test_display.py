@@ -185,6 +185,7 @@ def test_quiet_tells_of_warnings_and_failures_alone():
     ]
 
 
+@pytest.mark.slow
 def test_a_real_training_in_a_real_terminal(small_mnist, tmp_path):
     ours, its = pty.openpty()
     flags = ["--data", small_mnist, "--epochs", "2", "--output", str(tmp_path), "--run-id", "r"]

@@ -45,6 +45,7 @@ def test_a_beat_that_fails_later_says_so(tmp_path: Path) -> None:
         liveness.beat()
 
 
+@pytest.mark.slow
 def test_a_training_beats_between_its_events(small_mnist, tmp_path: Path) -> None:
     """Makes the file old after each line, long before the next: the chunks must touch it again."""
     file = tmp_path / "alive"

@@ -444,6 +444,7 @@ def test_what_xla_is_told_leaves_what_it_was_told(
     assert environment["XLA_FLAGS"] == told
 
 
+@pytest.mark.slow
 def test_xla_knows_what_it_is_told() -> None:
     """It ends a process that gives it a flag which it doesn't know."""
     program = (

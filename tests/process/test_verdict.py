@@ -130,6 +130,7 @@ def test_a_bug(command, monkeypatch, log) -> None:
     assert "ZeroDivisionError('of a bug')" in read(log)["error"]
 
 
+@pytest.mark.slow
 def test_a_stop(small_mnist, tmp_path, log) -> None:
     flags = ["--data", small_mnist, "--output", str(tmp_path), "--epochs", "5000"]
     training = subprocess.Popen(

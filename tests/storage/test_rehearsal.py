@@ -22,6 +22,7 @@ def asked(proxy: faults.Proxy, run: str) -> list[str]:
 
 
 @pytest.mark.parametrize("scheme", ["s3", pytest.param("gs", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_requests_of_a_default_run_are_few_and_those_of_a_rehearsal(
     stores: dict[str, servers.Server], scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
