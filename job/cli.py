@@ -105,8 +105,6 @@ def train(
     cluster = invocation.cluster(os.environ, together=together)
     run_id = run_id or cluster.job
     _check_workers(cluster, run_id, ensemble)
-    tensorboard = flags.of_tensorboard(context, tensorboard, tensorboard_dir)
-    console.prepare_tensorboard(tensorboard)
     from job.results.handover import Recipient  # noqa: PLC0415
 
     recipient = Recipient.named(model_dir, is_chief=cluster.workers.is_chief)
@@ -128,9 +126,10 @@ def train(
         checkpoint_seconds=checkpoint_seconds,
         time_limit=time_limit,
         report=not no_report,
-        tensorboard=tensorboard,
+        tensorboard=tensorboard if flags.is_given(context, "tensorboard") else None,
         tensorboard_dir=tensorboard_dir,
     )
+    console.prepare_tensorboard(config.tensorboard)
     liveness = Liveness(liveness_file)
     progress = Progress(log, liveness=liveness, quiet=quiet)
     console.use_storage(storage_timeout, anonymous, progress)

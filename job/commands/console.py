@@ -47,7 +47,7 @@ def watchers(pushgateway: str | None, cluster: Cluster, progress: Progress) -> W
     return Watchers.named(pushgateway, cluster.job, os.environ, progress)
 
 
-def prepare_tensorboard(wanted: bool) -> None:
+def prepare_tensorboard(wanted: bool | None) -> None:
     """Import what writes event files, if they are wanted.
 
     Raises:

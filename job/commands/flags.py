@@ -40,6 +40,12 @@ _OF_TRAINING = (
 """Fields of a run's config that `train`, `retrain` and `tune` all have a flag for."""
 
 
+def is_given(context: typer.Context, name: str) -> bool:
+    """Tell whether somebody gave a parameter: by its flag, its variable, or through a platform."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
 def of_training(context: typer.Context, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that decide how a net is trained, as flags and preset have them.
 
@@ -47,20 +53,9 @@ def of_training(context: typer.Context, given: Mapping[str, Any]) -> dict[str, A
         context: of the command, which knows what somebody gave: that wins over the preset.
         given: all values of the command's flags, by name.
     """
-
-    def is_given(name: str) -> bool:
-        source = context.get_parameter_source(name)
-        return source is not None and source.name != "DEFAULT"
-
-    by_somebody = {name: given[name] for name in _OF_TRAINING if is_given(name)}
+    by_somebody = {name: given[name] for name in _OF_TRAINING if is_given(context, name)}
     by_preset = config.fields_of_preset(given["preset"], by_somebody)
     return {name: given[name] for name in _OF_TRAINING} | by_preset
-
-
-def of_tensorboard(context: typer.Context, wanted: bool, folder: str | None) -> bool:
-    """Return whether event files are written: a folder for them asks for them, unless told no."""
-    source = context.get_parameter_source("tensorboard")
-    return wanted or (folder is not None and (source is None or source.name == "DEFAULT"))
 
 
 def warn_of_unknown_variables(environment: Mapping[str, str], progress: Progress) -> None:

@@ -220,8 +220,7 @@ def _ends_with(code: int) -> None:
 
 def _explicit(context: typer.Context, names: Iterable[str]) -> dict[str, None]:
     """Return those of `names` that a flag or a variable gives, in their order."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    return {name: None for name, source in sources.items() if source and source.name != "DEFAULT"}
+    return {name: None for name in names if flags.is_given(context, name)}
 
 
 def _texts(vary: list[str] | None, space: str | None) -> list[str] | None:
