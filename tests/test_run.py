@@ -123,7 +123,8 @@ def test_metrics_are_consistent_with_themselves(trained):
     assert 0 < stages <= timing["total_seconds"]
 
 
-@pytest.mark.parametrize("library", ["keras", pytest.param("tf_keras", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("library", ["keras", "tf_keras"])
 def test_weights_open_without_this_project(trained, small_mnist, library, tmp_path):
     script = tmp_path / "foreign.py"
     script.write_text(FOREIGN_SCRIPT)

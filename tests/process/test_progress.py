@@ -713,12 +713,13 @@ def test_every_event_of_the_job_has_a_sentence_and_a_test() -> None:
 # --- lines that can't be written ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "said"),
     [
         ("> /dev/full", "no space left on device"),
-        pytest.param(">&- 2> /dev/full", None, marks=pytest.mark.slow),
-        pytest.param("| head -1", None, marks=pytest.mark.slow),
+        (">&- 2> /dev/full", None),
+        ("| head -1", None),
     ],
 )
 def test_a_log_that_cannot_be_written_ends_no_run(

@@ -46,7 +46,8 @@ def few(mnist):
     )
 
 
-@pytest.mark.parametrize("model", ["mlp", pytest.param("cnn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_streaming_changes_no_bit(few, monkeypatch, streamed, model):
     settings = config(model=model, augment="shift")
     resident, resident_state, _ = run(few, settings)
